@@ -257,6 +257,7 @@
 #![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout, clippy::unwrap_used))]
 
 pub mod check;
+mod clock;
 mod cpu;
 mod error;
 mod fingerprint;

@@ -509,7 +509,7 @@ fn describe_variant(config: &GruConfig) -> String {
 }
 
 /// Returns `len` random numbers, uniform in ±`bound`.
-fn random(len: usize, bound: f32, seed: u64) -> Vec<f32> {
+pub(crate) fn random(len: usize, bound: f32, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..len).map(|_| rng.random_range(-bound..bound)).collect()
 }

@@ -280,9 +280,10 @@ struct StepInputs<'a> {
 }
 
 impl<'a> StepInputs<'a> {
-    /// Returns the step's rows of a panel, `[M, N]`.
-    fn panel<const N: usize>(&self, panel: usize, rows: usize) -> &'a [f32] {
-        &self.all[(panel * self.panel_rows + self.first) * N..][..rows * N]
+    /// Returns one of the step's rows of a panel, `[N]`.
+    #[inline(always)]
+    fn row<const N: usize>(&self, panel: usize, row: usize) -> &'a [f32; N] {
+        lanes(self.all, (panel * self.panel_rows + self.first + row) * N)
     }
 }
 
@@ -309,21 +310,22 @@ impl SimdKernel for StepBlocks<'_> {
         let blocks = std::mem::take(&mut self.blocks);
         for (i, block) in blocks.chunks_exact_mut(SLOTS * rows * N).enumerate() {
             let q = self.first + i;
-            self.init_sums::<N>(q, block);
-            // Whole:     block[r, z, n_recurrent] += h · W_hhᵀ, all three gates
-            // Gates:     block[r, z]              += h · W_hhᵀ, the gates r and z
-            // Candidate: block[n]                 += (r ⊙ h) · W_hnᵀ
+            // Whole:     block[r, z, n_recurrent] = h · W_hhᵀ, all three gates
+            // Gates:     block[r, z]              = h · W_hhᵀ, the gates r and z
+            // Candidate: block[n]                 = (r ⊙ h) · W_hnᵀ
             let (slots, panel) = match self.stage {
                 CellStage::Whole => (R..N_RECURRENT + 1, 3 * q),
                 CellStage::Gates => (R..N_RECURRENT, 3 * q),
                 CellStage::Candidate => (CANDIDATE..NEW, 3 * q + 2),
             };
+            let out = &mut block[slots.start * rows * N..slots.end * rows * N];
+            out.fill(0.0);
             add_product::<V, N, ROWS>(AddProduct {
                 left: self.operand,
                 right: &self.weights.recurrent,
                 depth: 0..self.weights.spec.hidden,
                 first: panel,
-                out: &mut block[slots.start * rows * N..slots.end * rows * N],
+                out,
             });
             for row in 0..rows {
                 self.activations::<N, FMA>(q, row, block);
@@ -333,32 +335,15 @@ impl SimdKernel for StepBlocks<'_> {
 }
 
 impl StepBlocks<'_> {
-    /// Initialises the sums of block q: r, z and n with their input products, the recurrent term of
-    /// n with b_hn.
-    #[inline(always)]
-    fn init_sums<const N: usize>(&self, q: usize, block: &mut [f32]) {
-        let rows = self.operand.rows;
-        if matches!(self.stage, CellStage::Candidate) {
-            return;
-        }
-        for (slot, gate) in [(R, 0), (Z, 1), (CANDIDATE, 2)] {
-            let inputs = self.inputs.panel::<N>(3 * q + gate, rows);
-            block[slot * rows * N..][..rows * N].copy_from_slice(inputs);
-        }
-        let bias = lanes::<N>(&self.weights.bias_hn, q * N);
-        for row in 0..rows {
-            *lanes_mut(block, (N_RECURRENT * rows + row) * N) = *bias;
-        }
-    }
-
-    /// Applies the activations to the sums of one row of block q, `[N]` per slot. With a_r, a_z and
-    /// a_n the sums:
+    /// Applies the activations to the recurrent sums s of one row of block q, `[N]` per slot, and to
+    /// its input products i. An input product is added to the whole sum of the recurrent product:
+    /// if the sum started with it, each addition would be rounded to its size.
     ///
     /// ```text
-    /// Gates, Whole:      r = σ(a_r), z = σ(a_z)
+    /// Gates, Whole:      r = σ(i_r + s_r), z = σ(i_z + s_z)
     /// Gates:             n_recurrent = r ⊙ h
-    /// Whole:             n = tanh(a_n + r ⊙ n_recurrent), n_recurrent = W_hn h + b_hn
-    /// Candidate:         n = tanh(a_n),                   a_n includes W_hn (r ⊙ h)
+    /// Whole:             n_recurrent = s_n + b_hn, n = tanh(i_n + r ⊙ n_recurrent)
+    /// Candidate:         n = tanh(i_n + s_n)                  s_n is W_hn (r ⊙ h)
     /// Whole, Candidate:  h' = (1 − z) ⊙ h + z ⊙ n, or z ⊙ h + (1 − z) ⊙ n if z keeps
     /// ```
     #[inline(always)]
@@ -371,10 +356,14 @@ impl StepBlocks<'_> {
         let spec = &self.weights.spec;
         let rows = self.operand.rows;
         let at = |slot: usize| (slot * rows + row) * N;
+        let input = |gate: usize| self.inputs.row::<N>(3 * q + gate, row);
         let h = lanes::<N>(self.h, row * (self.h.len() / rows) + q * N);
         if !matches!(self.stage, CellStage::Candidate) {
-            activate::<N, FMA>(spec.gate, lanes_mut(block, at(R)));
-            activate::<N, FMA>(spec.gate, lanes_mut(block, at(Z)));
+            for (slot, gate) in [(R, 0), (Z, 1)] {
+                let sums = lanes_mut::<N>(block, at(slot));
+                add(sums, input(gate));
+                activate::<N, FMA>(spec.gate, sums);
+            }
         }
         let r = *lanes::<N>(block, at(R));
         if matches!(self.stage, CellStage::Gates) {
@@ -385,12 +374,15 @@ impl StepBlocks<'_> {
             return;
         }
         let z = *lanes::<N>(block, at(Z));
-        let mut n = *lanes::<N>(block, at(CANDIDATE));
+        let mut n = *input(2);
         if matches!(self.stage, CellStage::Whole) {
-            let n_recurrent = lanes::<N>(block, at(N_RECURRENT));
+            let n_recurrent = lanes_mut::<N>(block, at(N_RECURRENT));
+            add(n_recurrent, lanes(&self.weights.bias_hn, q * N));
             for j in 0..N {
                 n[j] += r[j] * n_recurrent[j];
             }
+        } else {
+            add(&mut n, lanes(block, at(CANDIDATE)));
         }
         activate::<N, FMA>(spec.candidate, &mut n);
         *lanes_mut(block, at(CANDIDATE)) = n;
@@ -407,6 +399,14 @@ impl StepBlocks<'_> {
                 }
             }
         }
+    }
+}
+
+/// Adds `terms` to `sums`.
+#[inline(always)]
+fn add<const N: usize>(sums: &mut [f32; N], terms: &[f32; N]) {
+    for j in 0..N {
+        sums[j] += terms[j];
     }
 }
 

@@ -13,7 +13,8 @@
 //! db_hh   [3H]     += column sums of [da_r da_z], and of da_n ⊙ r (reset after) or da_n (before)
 //! ```
 //!
-//! Above the first layer, I stands for D·H. Threads take tasks from one list, so that no thread
+//! Above the first layer, I stands for D·H. The products are sums over all steps and rows of the
+//! batch; [`CellSums`] adds them up in short chains. Threads take tasks from one list, so that no thread
 //! waits for another between two products.
 
 use std::sync::{Mutex, PoisonError};
@@ -21,20 +22,15 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::cell::BackwardWeights;
+use super::long_sum::LongSum;
 use super::product::{
-    AddProduct, AddTransposed, PackedLeft, PackedRight, PanelSource, add_product,
+    AddProduct, AddTransposed, MAX_COLUMNS, PackedLeft, PackedRight, PanelSource, add_product,
 };
 use super::schedule::MAX_PRODUCT_DEPTH;
 use super::simd::{SimdKernel, SimdVector, load, store};
 use crate::error::{Result, try_grow, try_zeros};
 use crate::spec::config::Reset;
 use crate::spec::params::{CellRanges, Params};
-
-/// Rows of a result per task: a multiple of the tile height of every [`SimdLevel`], small enough
-/// that the gate gradients stay in the cache.
-///
-/// [`SimdLevel`]: super::simd::SimdLevel
-const TASK_ROWS: usize = 48;
 
 /// The operands of the products over a range of steps of a cell, with R = steps × batch rows.
 pub(super) struct CellProducts<'a> {
@@ -48,6 +44,47 @@ pub(super) struct CellProducts<'a> {
     /// The gate gradients: da_r, da_z, da_n, and da_n ⊙ r or, with reset before, r ⊙ h;
     /// `[R, 4H]`.
     pub gates: &'a [f32],
+}
+
+/// The sums of a cell's gradients over the products of all its steps.
+pub(super) struct CellSums {
+    /// The upper levels of the sums of dW_ih and dW_hh.
+    weights: [LongSum; 2],
+    /// The column sums of the gate gradients, `[4H]`. They take so little of the work that they are
+    /// in f64.
+    gates: Vec<f64>,
+}
+
+impl CellSums {
+    pub fn new(hidden: usize) -> Result<Self> {
+        let gates = try_zeros("the gradients of biases", 4 * hidden)?;
+        Ok(Self { weights: Default::default(), gates })
+    }
+
+    /// Completes the gradients of the cell's parameters.
+    pub fn finish(self, dparams: &mut Params, ranges: &CellRanges, reset: Reset) {
+        let flat = dparams.as_mut_slice();
+        let weight_ranges = [ranges.weight_ih.clone(), ranges.weight_hh.clone()];
+        for (sum, range) in self.weights.into_iter().zip(weight_ranges) {
+            sum.finish(&mut flat[range]);
+        }
+        let hidden = self.gates.len() / 4;
+        let hn_columns = match reset {
+            Reset::After => 3 * hidden..4 * hidden,
+            Reset::Before => 2 * hidden..3 * hidden,
+        };
+        let store = |to: &mut [f32], sums: &[f64]| {
+            to.iter_mut().zip(sums).for_each(|(d, &sum)| *d = sum as f32);
+        };
+        if let Some(range) = ranges.bias_ih.clone() {
+            store(&mut flat[range], &self.gates[..3 * hidden]);
+        }
+        if let Some(range) = ranges.bias_hh.clone() {
+            let (db_hr_hz, db_hn) = flat[range].split_at_mut(2 * hidden);
+            store(db_hr_hz, &self.gates[..2 * hidden]);
+            store(db_hn, &self.gates[hn_columns]);
+        }
+    }
 }
 
 /// An independent part of the work.
@@ -65,7 +102,7 @@ struct GateColumns<'a> {
     /// The index of the first column.
     first: usize,
     /// One element for each column; the column's sum is added.
-    sums: &'a mut [f32],
+    sums: &'a mut [f64],
     /// Right sides, each with the rows of a weight gradient that the product is added to.
     products: Vec<(&'a PackedRight, &'a mut [f32])>,
 }
@@ -75,7 +112,7 @@ impl<'a> GateColumns<'a> {
     fn split(self) -> impl Iterator<Item = Self> {
         let Self { mut first, mut sums, mut products } = self;
         std::iter::from_fn(move || {
-            let (rest, count) = (sums.len(), TASK_ROWS.min(sums.len()));
+            let (rest, count) = (sums.len(), MAX_COLUMNS.min(sums.len()));
             let task_sums = sums.split_off_mut(..count).filter(|sums| !sums.is_empty())?;
             let products = products.iter_mut().map(|(right, to)| {
                 let len = to.len() / rest * count;
@@ -103,42 +140,29 @@ impl CellProducts<'_> {
     }
 
     /// Adds to `dinput [R, width]`, which is empty if it is not needed, and to the gradients of the
-    /// cell's parameters.
+    /// cell's parameters, whose `sums` these are.
     pub fn add_to(
         &self,
         mut dinput: &mut [f32],
         dparams: &mut Params,
+        sums: &mut CellSums,
         ranges: &CellRanges,
         is_parallel: bool,
     ) -> Result<()> {
         let (width, hidden) = (self.width, self.weights.spec.hidden);
-        // The column sums of the gate gradients, `[4H]`.
-        let mut sums = try_zeros("the gradients of biases", 4 * hidden)?;
-        let flat = dparams.as_mut_slice();
         let weight_ranges = [ranges.weight_ih.clone(), ranges.weight_hh.clone()];
-        let mut dweights = flat.get_disjoint_mut(weight_ranges).expect("disjoint parameters");
+        let mut dweights =
+            dparams.as_mut_slice().get_disjoint_mut(weight_ranges).expect("disjoint parameters");
         let rows = |width: usize| MAX_PRODUCT_DEPTH * width;
         let h_and_gates = self.h.chunks(rows(hidden)).zip(self.gates.chunks(rows(4 * hidden)));
         for (input, (h, gates)) in self.input.chunks(rows(width)).zip(h_and_gates) {
             let block = CellProducts { input, h, gates, ..*self };
             let len = input.len().min(dinput.len());
             let dinput = dinput.split_off_mut(..len).expect("len is at most its length");
-            block.add_block(dinput, &mut dweights, &mut sums, is_parallel)?;
-        }
-        let hn_columns = match self.weights.spec.reset {
-            Reset::After => 3 * hidden..4 * hidden,
-            Reset::Before => 2 * hidden..3 * hidden,
-        };
-        let add = |to: &mut [f32], sums: &[f32]| {
-            to.iter_mut().zip(sums).for_each(|(d, sum)| *d += sum);
-        };
-        if let Some(range) = ranges.bias_ih.clone() {
-            add(&mut flat[range], &sums[..3 * hidden]);
-        }
-        if let Some(range) = ranges.bias_hh.clone() {
-            let (db_hr_hz, db_hn) = flat[range].split_at_mut(2 * hidden);
-            add(db_hr_hz, &sums[..2 * hidden]);
-            add(db_hn, &sums[hn_columns]);
+            block.add_block(dinput, &mut dweights, &mut sums.gates, is_parallel)?;
+            for (sum, dweight) in sums.weights.iter_mut().zip(&mut dweights) {
+                sum.array_added(dweight)?;
+            }
         }
         Ok(())
     }
@@ -149,7 +173,7 @@ impl CellProducts<'_> {
         &self,
         dinput: &mut [f32],
         [weight_ih, weight_hh]: &mut [&mut [f32]; 2],
-        sums: &mut [f32],
+        sums: &mut [f64],
         is_parallel: bool,
     ) -> Result<()> {
         let (width, hidden) = (self.width, self.weights.spec.hidden);
@@ -180,7 +204,7 @@ impl CellProducts<'_> {
             Some(rh) => all.push(columns(2 * hidden, sums_n, vec![(&input, ih_n), (rh, hh_n)])),
         }
         let rows =
-            self.gates.chunks(TASK_ROWS * 4 * hidden).zip(dinput.chunks_mut(TASK_ROWS * width));
+            self.gates.chunks(MAX_COLUMNS * 4 * hidden).zip(dinput.chunks_mut(MAX_COLUMNS * width));
         let input_tasks = rows.map(|(gates, dx)| GradientTask::Input { gates, dx });
         let weight_tasks = all.into_iter().flat_map(GateColumns::split).map(GradientTask::Weights);
         let tasks = Mutex::new(weight_tasks.chain(input_tasks));

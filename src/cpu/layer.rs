@@ -7,7 +7,7 @@ use ndarray::{Array3, ArrayView3, ArrayViewMut, ArrayViewMut3, Axis, Dimension, 
 use super::backward::Backward;
 use super::cell::{BackwardWeights, ForwardWeights, RowBlock};
 use super::forward::{Forward, StepStates};
-use super::gradients::CellProducts;
+use super::gradients::{CellProducts, CellSums};
 use super::schedule::{MIN_PARALLEL_FLOPS, ThreadLayout};
 use super::trace::CpuCellTrace;
 use super::weights::Weights;
@@ -153,8 +153,10 @@ pub(super) struct LayerBackward<'a> {
     pub dreset: ArrayViewMut3<'a, f32>,
     /// The gradient of the input, `[T, B, ·]`, accumulated; `None` if it is not needed.
     pub dinput: Option<Array3<f32>>,
-    /// The gradients of the parameters, accumulated.
+    /// The gradients of the parameters, accumulated. Complete after [`Self::finish`].
     pub dparams: &'a mut Params,
+    /// The sums behind them, for each direction.
+    pub sums: Vec<CellSums>,
 }
 
 impl LayerBackward<'_> {
@@ -236,9 +238,24 @@ impl LayerBackward<'_> {
             let ranges = self.dparams.layout().cell(chunk.layer, direction);
             // Even if the steps use several threads, the products of a chunk may be too small.
             let is_parallel = is_parallel && products.flops() > MIN_PARALLEL_FLOPS;
-            products.add_to(dinput, self.dparams, &ranges, is_parallel)?;
+            products.add_to(
+                dinput,
+                self.dparams,
+                &mut self.sums[direction],
+                &ranges,
+                is_parallel,
+            )?;
         }
         Ok(())
+    }
+
+    /// Completes the gradients of the parameters of `layer`. Returns the gradient of the input.
+    pub fn finish(self, layer: usize) -> Option<Array3<f32>> {
+        for (direction, sums) in self.sums.into_iter().enumerate() {
+            let ranges = self.dparams.layout().cell(layer, direction);
+            sums.finish(self.dparams, &ranges, self.weights.1[direction].spec.reset);
+        }
+        self.dinput
     }
 }
 

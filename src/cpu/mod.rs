@@ -8,6 +8,7 @@
 //! | `cpu/cell.rs` | a cell: its configuration, its packed weights, the rows of a task |
 //! | `cpu/forward.rs`, `cpu/backward.rs` | the recurrence, step by step |
 //! | `cpu/gradients.rs` | gradients of weights and input: products over many steps at once |
+//! | `cpu/long_sum.rs` | sums over many chunks of steps, in short chains of additions |
 //! | `cpu/weights.rs` | the cache of packed weights for one version of the parameters |
 //! | `cpu/trace.rs` | the arrays that a forward pass saves for the backward pass |
 //! | `cpu/layer.rs` | the steps of a layer, cut into tasks |
@@ -22,6 +23,7 @@ mod cell;
 mod forward;
 mod gradients;
 mod layer;
+mod long_sum;
 mod product;
 mod schedule;
 mod simd;
@@ -40,6 +42,7 @@ use crate::spec::batch::{Batch, time_major, zero_padding};
 use crate::spec::config::{Layout, Shape};
 use crate::spec::options::RunOptions;
 use crate::spec::params::{Gradients, Params};
+use gradients::CellSums;
 use layer::{LayerBackward, LayerSteps};
 use trace::untouched;
 
@@ -192,6 +195,7 @@ pub(crate) fn backward(
                 Some(cached) => Some(zeroed(cached)),
             },
             dparams: &mut dparams,
+            sums: (0..directions).map(|_| CellSums::new(hidden)).collect::<Result<_>>()?,
         };
         for span in all.chunks(span_steps).rev() {
             if let Some(packed) = &recompute_weights {
@@ -202,7 +206,7 @@ pub(crate) fn backward(
                 layer_backward.add_products(&chunk, &span)?;
             }
         }
-        let dinput = layer_backward.dinput;
+        let dinput = layer_backward.finish(layer);
         workspace.doutputs.extend(std::mem::replace(&mut doutput, dinput));
     }
     let x = doutput.unwrap_or_default();

@@ -3,10 +3,14 @@
 //! Matrix products with packed operands. The right side is packed into panels of `N` columns, each
 //! stored row by row; the left side into tiles of a few rows, each stored column by column.
 //!
-//! The product of one tile with one panel stays in registers over the whole inner axis. For each
-//! index of the inner axis, a row of the panel is loaded once and multiplied with one element of
-//! each row of the tile. Each result adds its terms in the order of the inner axis, so results
-//! depend neither on the tile sizes nor on the threads.
+//! The product of one tile with one panel stays in registers over a block of the inner axis. For
+//! each index of the inner axis, a row of the panel is loaded once and multiplied with one element
+//! of each row of the tile.
+//!
+//! **The order of a sum.** The terms of a block of [`BLOCK`] indices are added in their order, and
+//! the sums of the blocks in theirs. So a sum of n terms has chains of `BLOCK + n / BLOCK` additions
+//! instead of n, and its rounding error is as much smaller. The order depends neither on the tile
+//! sizes nor on the threads.
 
 use std::ops::Range;
 
@@ -14,6 +18,17 @@ use rayon::prelude::*;
 
 use super::simd::{SimdKernel, SimdLevel, SimdVector, lanes, lanes_mut};
 use crate::error::{Result, try_grow, try_lazy_zeros};
+
+/// The length of the sums that are added up in a register before they are added to the result. With
+/// shorter ones, adding them to the result takes longer than 5 % of a product.
+pub(super) const BLOCK: usize = 32;
+
+/// The most columns of an [`AddTransposed`]: a multiple of the tile height of every [`SimdLevel`], so
+/// few that the gate gradients stay in the cache.
+pub(super) const MAX_COLUMNS: usize = 48;
+
+/// The bytes of the panels that stay in the nearest cache while all tiles are multiplied with them.
+const CACHED_PANELS: usize = 16 << 10;
 
 /// The right side of a product, `[depth, columns]`, packed into panels.
 #[derive(Debug)]
@@ -173,8 +188,9 @@ impl<'a> PackedLeft<'a> {
     }
 }
 
-/// Returns the first row and the height of each tile. Heights are about equal and at most `max`.
-/// Only a few different heights occur, because the code is compiled once for each height.
+/// Returns the first row and the height of each tile. The last tile may be higher than the rows that
+/// are left. Only some heights up to `max`, the registers' `ROWS`, occur: the code is compiled once
+/// for each.
 #[inline(always)]
 fn tile_heights(rows: usize, max: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut first = 0;
@@ -183,17 +199,34 @@ fn tile_heights(rows: usize, max: usize) -> impl Iterator<Item = (usize, usize)>
         if rest == 0 {
             return None;
         }
-        let height = match rest.div_ceil(rest.div_ceil(max)) {
+        let height = tile_height(rest, max);
+        let tile = (first, height);
+        first += height.min(rest);
+        Some(tile)
+    })
+}
+
+/// Returns the height of the next tile if `rest` rows are left.
+#[inline(always)]
+fn tile_height(rest: usize, max: usize) -> usize {
+    match max {
+        // Four rows have too few sums in one panel, and too many for the registers in three. So
+        // two tiles of two rows are faster, and no tile leaves four rows.
+        6 => match rest {
+            1 | 2 | 3 | 5 => rest,
+            4 => 2,
+            7 | 10 => 5,
+            _ => 6,
+        },
+        // About equal heights.
+        _ => match rest.div_ceil(rest.div_ceil(max)) {
             3 => 4,
             5 => 6,
             7 => 8,
             11.. => 12,
             same => same,
-        };
-        let tile = (first, height);
-        first += height.min(rest);
-        Some(tile)
-    })
+        },
+    }
 }
 
 /// A kernel that computes `out [panels, rows, N] += left [rows, depth] · right[depth, panels]`.
@@ -238,19 +271,15 @@ fn add_panels<V: SimdVector, const N: usize, const ROWS: usize, const W: usize>(
     mut out: &mut [f32],
 ) {
     let panel_len = left.rows * N;
-    // With few rows, one panel leaves registers unused and each addition waits for the previous
-    // one, so three panels are computed at once.
-    if left.rows * 3 <= ROWS {
-        while out.len() >= 3 * panel_len {
-            let (three, rest) = out.split_at_mut(3 * panel_len);
-            let panels = [
-                right.panel(first, depth),
-                right.panel(first + 1, depth),
-                right.panel(first + 2, depth),
-            ];
-            add_tiles::<V, N, ROWS, 3, W>(left, panels, three);
-            (out, first) = (rest, first + 3);
-        }
+    while out.len() >= 3 * panel_len {
+        let (three, rest) = out.split_at_mut(3 * panel_len);
+        let panels = [
+            right.panel(first, depth),
+            right.panel(first + 1, depth),
+            right.panel(first + 2, depth),
+        ];
+        add_tiles::<V, N, ROWS, 3, W>(left, panels, three);
+        (out, first) = (rest, first + 3);
     }
     for panel in out.chunks_exact_mut(panel_len) {
         add_tiles::<V, N, ROWS, 1, W>(left, [right.panel(first, depth)], panel);
@@ -265,68 +294,122 @@ fn add_tiles<V: SimdVector, const N: usize, const ROWS: usize, const P: usize, c
     panels: [&[f32]; P],
     out: &mut [f32],
 ) {
-    let mut at = 0;
-    for (row, height) in tile_heights(left.rows, ROWS) {
-        let tile = PackedLeft { data: &left.data[at..at + height * left.depth], ..left };
-        at += height * left.depth;
-        match height {
-            1 => add_tile::<V, N, 1, P, W>(tile, panels, out, row),
-            2 => add_tile::<V, N, 2, P, W>(tile, panels, out, row),
-            4 => add_tile::<V, N, 4, P, W>(tile, panels, out, row),
-            6 if P == 1 => add_tile::<V, N, 6, P, W>(tile, panels, out, row),
-            8 if P == 1 && ROWS > 6 => add_tile::<V, N, 8, P, W>(tile, panels, out, row),
-            9 if P == 1 && ROWS > 6 => add_tile::<V, N, 9, P, W>(tile, panels, out, row),
-            10 if P == 1 && ROWS > 6 => add_tile::<V, N, 10, P, W>(tile, panels, out, row),
-            12 if P == 1 && ROWS > 6 => add_tile::<V, N, 12, P, W>(tile, panels, out, row),
-            _ => unreachable!("tile_heights returns no other height"),
+    let slice = (CACHED_PANELS / (size_of::<f32>() * N * P)).next_multiple_of(BLOCK);
+    for first in (0..left.depth).step_by(slice) {
+        let depth = first..left.depth.min(first + slice);
+        let mut at = 0;
+        for (row, height) in tile_heights(left.rows, ROWS) {
+            let data = &left.data[at..at + height * left.depth];
+            at += height * left.depth;
+            let tile = Tile { data, depth: depth.clone(), row, rows: left.rows };
+            match height {
+                1 => tile.add_few::<V, N, ROWS, 1, P, W>(panels, out),
+                2 => tile.add_few::<V, N, ROWS, 2, P, W>(panels, out),
+                3 if ROWS <= 6 => tile.add_few::<V, N, ROWS, 3, P, W>(panels, out),
+                4 => tile.add_few::<V, N, ROWS, 4, P, W>(panels, out),
+                5 if ROWS <= 6 => tile.add_each::<V, N, 5, P, W>(panels, out),
+                6 => tile.add_each::<V, N, 6, P, W>(panels, out),
+                8 if ROWS > 6 => tile.add_each::<V, N, 8, P, W>(panels, out),
+                9 if ROWS > 6 => tile.add_each::<V, N, 9, P, W>(panels, out),
+                10 if ROWS > 6 => tile.add_each::<V, N, 10, P, W>(panels, out),
+                12 if ROWS > 6 => tile.add_each::<V, N, 12, P, W>(panels, out),
+                _ => unreachable!("tile_height returns no other height"),
+            }
         }
     }
 }
 
-/// Multiplies a tile of `M` rows, from `row` on, with `P` panels `[depth, N]`, and adds to
-/// `out [P, rows, N]`. Rows past the last are not stored.
-#[inline(always)]
-fn add_tile<V: SimdVector, const N: usize, const M: usize, const P: usize, const W: usize>(
-    left: PackedLeft<'_>,
-    panels: [&[f32]; P],
-    out: &mut [f32],
+/// A part of a product: some rows, some indices of the inner axis, and some vectors of each panel.
+struct Tile<'a> {
+    /// The rows over the whole inner axis, `[·, M]`.
+    data: &'a [f32],
+    /// The indices of the inner axis.
+    depth: Range<usize>,
+    /// The first row.
     row: usize,
-) {
-    let mut sums = [[[V::splat(0.0); W]; M]; P];
-    // All indices of `sums` are constants after unrolling, so that the sums stay in registers.
-    for p in 0..P {
-        for i in 0..M {
-            if row + i < left.rows {
-                let out = &out[(p * left.rows + row + i) * N..][..N];
-                for w in 0..W {
-                    sums[p][i][w] = V::load(&out[w * V::WIDTH..]);
-                }
-            }
+    /// The number of all rows. Rows past the last are not stored.
+    rows: usize,
+}
+
+impl Tile<'_> {
+    /// Multiplies a few rows with `P` panels at once, because one panel has too few sums: each waits
+    /// about four cycles for the one before, and a CPU begins two in a cycle. If the registers do
+    /// not suffice, one vector of each panel at a time.
+    #[inline(always)]
+    fn add_few<
+        V: SimdVector,
+        const N: usize,
+        const ROWS: usize,
+        const M: usize,
+        const P: usize,
+        const W: usize,
+    >(
+        &self,
+        panels: [&[f32]; P],
+        out: &mut [f32],
+    ) {
+        if M * P * W <= 2 * ROWS {
+            return self.add::<V, N, M, P, W>(panels, 0, out);
+        }
+        for vector in 0..W {
+            self.add::<V, N, M, P, 1>(panels, vector, out);
         }
     }
-    let sums = multiply::<V, N, M, P, W>(left.data, left.depth, panels, sums);
-    for p in 0..P {
-        for i in 0..M {
-            if row + i < left.rows {
-                let out = &mut out[(p * left.rows + row + i) * N..][..N];
-                for w in 0..W {
-                    sums[p][i][w].store(&mut out[w * V::WIDTH..]);
+
+    /// Multiplies many rows with `P` panels, one after the other.
+    #[inline(always)]
+    fn add_each<V: SimdVector, const N: usize, const M: usize, const P: usize, const W: usize>(
+        &self,
+        panels: [&[f32]; P],
+        out: &mut [f32],
+    ) {
+        for (panel, out) in panels.into_iter().zip(out.chunks_exact_mut(self.rows * N)) {
+            self.add::<V, N, M, 1, W>([panel], 0, out);
+        }
+    }
+
+    /// Multiplies `M` rows with `W` vectors of `P` panels `[depth, N]`, from `vector` on, and adds
+    /// to `out [P, rows, N]`.
+    #[inline(always)]
+    fn add<V: SimdVector, const N: usize, const M: usize, const P: usize, const W: usize>(
+        &self,
+        panels: [&[f32]; P],
+        vector: usize,
+        out: &mut [f32],
+    ) {
+        let Self { row, rows, .. } = *self;
+        for first in self.depth.clone().step_by(BLOCK) {
+            let last = self.depth.end.min(first + BLOCK);
+            let left = &self.data[first * M..last * M];
+            let panels = panels.map(|panel| &panel[first * N..last * N]);
+            let sums = multiply::<V, N, M, P, W>(left, panels, vector);
+            for p in 0..P {
+                for i in 0..M {
+                    if row + i < rows {
+                        let out = &mut out[(p * rows + row + i) * N + vector * V::WIDTH..];
+                        for w in 0..W {
+                            sums[p][i][w]
+                                .add(V::load(&out[w * V::WIDTH..]))
+                                .store(&mut out[w * V::WIDTH..]);
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-/// The innermost loop of every product: `sums[p] [M, N] += left [depth, M]ᵀ · panel [depth, N]` for
-/// each panel p. Computes the first `W` vectors of each row of N.
+/// The innermost loop of every product: the sums over a block of the inner axis, `left [·, M]ᵀ ·
+/// panel [·, N]` for each panel. Computes `W` vectors of each row of N, from `vector` on.
 #[inline(always)]
 fn multiply<V: SimdVector, const N: usize, const M: usize, const P: usize, const W: usize>(
     left: &[f32],
-    depth: usize,
     panels: [&[f32]; P],
-    mut sums: [[[V; W]; M]; P],
+    vector: usize,
 ) -> [[[V; W]; M]; P] {
-    let left = &left[..depth * M];
+    // All indices of `sums` are constants after unrolling, so that the sums stay in registers.
+    let mut sums = [[[V::splat(0.0); W]; M]; P];
+    let depth = left.len() / M;
     let panels = panels.map(|panel| &panel[..depth * N]);
     for k in 0..depth {
         let left = &left[k * M..][..M];
@@ -334,7 +417,7 @@ fn multiply<V: SimdVector, const N: usize, const M: usize, const P: usize, const
             let right = &panels[p][k * N..][..N];
             let mut vectors = [V::splat(0.0); W];
             for w in 0..W {
-                vectors[w] = V::load(&right[w * V::WIDTH..]);
+                vectors[w] = V::load(&right[(vector + w) * V::WIDTH..]);
             }
             for i in 0..M {
                 let left = V::splat(left[i]);
@@ -349,6 +432,24 @@ fn multiply<V: SimdVector, const N: usize, const M: usize, const P: usize, const
     sums
 }
 
+/// Returns `left [depth, ROWS]ᵀ · panel [depth, N]`, added up block by block.
+#[inline(always)]
+fn multiply_blocks<V: SimdVector, const N: usize, const ROWS: usize>(
+    left: &[f32],
+    panel: &[f32],
+) -> [[V; 2]; ROWS] {
+    let mut totals = [[V::splat(0.0); 2]; ROWS];
+    for (left, panel) in left.chunks(BLOCK * ROWS).zip(panel.chunks(BLOCK * N)) {
+        let [sums] = multiply::<V, N, ROWS, 1, 2>(left, [panel], 0);
+        for i in 0..ROWS {
+            for w in 0..2 {
+                totals[i][w] = totals[i][w].add(sums[i][w]);
+            }
+        }
+    }
+    totals
+}
+
 /// A kernel for some columns of a left side: `sums += column sums`, and for each right side
 /// `to [columns, ·] += left[.., columns]ᵀ · right`, rows of a weight gradient.
 pub(super) struct AddTransposed<'a> {
@@ -358,7 +459,7 @@ pub(super) struct AddTransposed<'a> {
     /// The index of the first column.
     pub first: usize,
     /// `[columns]`, accumulated. Its length is the number of columns.
-    pub sums: &'a mut [f32],
+    pub sums: &'a mut [f64],
     /// Right sides `[depth, ·]`, each with its result `to [columns, ·]`.
     pub products: Vec<(&'a PackedRight, &'a mut [f32])>,
     /// Scratch memory of at least [`Self::scratch_len`] elements.
@@ -375,9 +476,17 @@ impl AddTransposed<'_> {
     /// columns of the last tile keep old values: their results are not stored.
     #[inline(always)]
     fn pack<const ROWS: usize>(&mut self, depth: usize) {
+        /// The rows that are added in f32 before their sum is added in f64.
+        const SUMMED: usize = 16;
+        let mut sums = [0.0; MAX_COLUMNS];
+        let sums = &mut sums[..self.sums.len()];
         for (k, row) in self.left.chunks_exact(self.stride).enumerate() {
-            let columns = &row[self.first..][..self.sums.len()];
-            self.sums.iter_mut().zip(columns).for_each(|(sum, &d)| *sum += d);
+            let columns = &row[self.first..][..sums.len()];
+            sums.iter_mut().zip(columns).for_each(|(sum, &d)| *sum += d);
+            if k % SUMMED == SUMMED - 1 || k == depth - 1 {
+                self.sums.iter_mut().zip(&*sums).for_each(|(sum, &d)| *sum += f64::from(d));
+                sums.fill(0.0);
+            }
             let whole = columns.len() / ROWS;
             for i in 0..whole {
                 *lanes_mut::<ROWS>(self.scratch, (i * depth + k) * ROWS) =
@@ -402,23 +511,101 @@ impl SimdKernel for AddTransposed<'_> {
         for (right, to) in self.products {
             let columns = to.len() / left_columns;
             for panel in 0..right.panels {
-                let panels = [right.panel(panel, &(0..depth))];
                 let first = panel * N;
+                let panel = right.panel(panel, &(0..depth));
                 let width = N.min(columns - first);
                 let tiles = to.chunks_mut(ROWS * columns);
                 for (left, to) in self.scratch.chunks_exact(depth * ROWS).zip(tiles) {
-                    let zeros = [[[V::splat(0.0); 2]; ROWS]];
-                    let [products] = multiply::<V, N, ROWS, 1, 2>(left, depth, panels, zeros);
+                    let totals = multiply_blocks::<V, N, ROWS>(left, panel);
                     let mut sums = [[0.0; N]; ROWS];
                     for i in 0..ROWS {
-                        products[i][0].store(&mut sums[i]);
-                        products[i][1].store(&mut sums[i][V::WIDTH..]);
+                        totals[i][0].store(&mut sums[i]);
+                        totals[i][1].store(&mut sums[i][V::WIDTH..]);
                     }
                     for (to, sums) in to.chunks_exact_mut(columns).zip(&sums) {
                         let to = &mut to[first..first + width];
                         to.iter_mut().zip(sums).for_each(|(to, &sum)| *to += sum);
                     }
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::random;
+    use crate::clock::Instant;
+
+    /// The rate of a product whose left side is packed for it, as in a step.
+    fn rate(level: SimdLevel, rows: usize, depth: usize, columns: usize) -> f64 {
+        let (lanes, weight) = (level.lanes(), random(columns * depth, 1.0, 1));
+        let panels = columns.div_ceil(lanes);
+        let right = PackedRight::new(level, depth, panels, false, |panel| {
+            PanelSource::Transposed(&weight, panel * lanes, columns - panel * lanes)
+        });
+        let (right, left) = (right.unwrap(), random(rows * depth, 1.0, 2));
+        let (mut scratch, mut out) = (Vec::new(), vec![0.0; panels * rows * lanes]);
+        let mut run = || {
+            let left = PackedLeft::pack(level, &left, depth, [0..depth, 0..0], &mut scratch);
+            let (left, depth) = (left.unwrap(), 0..depth);
+            level.run(AddProduct { left, right: &right, depth, first: 0, out: &mut out });
+        };
+        median_rate(2.0 * (rows * depth * columns) as f64, &mut run)
+    }
+
+    /// The rate of a weight gradient: 48 gate columns, as of a task.
+    fn transposed_rate(level: SimdLevel, depth: usize, columns: usize) -> f64 {
+        let (lanes, left) = (level.lanes(), random(depth * 48, 1.0, 1));
+        let matrix = random(depth * columns, 1.0, 2);
+        let right = PackedRight::new(level, depth, columns.div_ceil(lanes), false, |panel| {
+            PanelSource::Rows(&matrix, columns, panel * lanes)
+        });
+        let (right, mut to, mut sums) = (right.unwrap(), vec![0.0; 48 * columns], vec![0.0; 48]);
+        let mut scratch = vec![0.0; AddTransposed::scratch_len(level, 48, depth)];
+        let mut run = || {
+            level.run(AddTransposed {
+                left: &left,
+                stride: 48,
+                first: 0,
+                sums: &mut sums,
+                products: vec![(&right, &mut to[..])],
+                scratch: &mut scratch,
+            });
+        };
+        median_rate(2.0 * (48 * depth * columns) as f64, &mut run)
+    }
+
+    /// The median GFLOP/s of 15 runs, each long enough for the clock.
+    fn median_rate(flops: f64, run: &mut dyn FnMut()) -> f64 {
+        let repeats = (2e7 / flops).ceil() as usize;
+        let mut rates: Vec<f64> = (0..15)
+            .map(|_| {
+                let start = Instant::now();
+                (0..repeats).for_each(|_| run());
+                flops * repeats as f64 / start.elapsed().as_secs_f64() / 1e9
+            })
+            .collect();
+        rates.sort_by(f64::total_cmp);
+        rates[7]
+    }
+
+    #[test]
+    #[ignore = "prints rates"]
+    fn rates_of_products() {
+        let sizes = [(128, 384), (192, 576), (320, 960), (513, 1539), (1024, 3072)];
+        for level in SimdLevel::all().skip(1) {
+            println!("{level:?}: rows × depth × columns, GFLOP/s");
+            for (depth, columns) in sizes {
+                let rows = [1, 2, 3, 4, 5, 7, 8, 10, 12, 16, 17, 24, 48];
+                let rates = rows.map(|m| format!("{:7.1}", rate(level, m, depth, columns)));
+                println!("  × {depth:4} × {columns:4}, rows {rows:?}: {}", rates.concat());
+            }
+            for columns in [31, 64, 128, 257, 512] {
+                let rates = [32, 100, 256, 512]
+                    .map(|depth| format!("{:7.1}", transposed_rate(level, depth, columns)));
+                println!("  48 columnsᵀ × 32, 100, 256, 512 × {columns}: {}", rates.concat());
             }
         }
     }

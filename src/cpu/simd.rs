@@ -31,6 +31,9 @@ pub(super) trait SimdVector: Copy {
     /// Stores to the first `WIDTH` elements of a slice.
     fn store(self, to: &mut [f32]);
 
+    /// Returns self + other.
+    fn add(self, other: Self) -> Self;
+
     /// Returns self + a · b.
     fn add_product(self, a: Self, b: Self) -> Self;
 }
@@ -58,6 +61,14 @@ impl<const FMA: bool> SimdVector for PortableVector<FMA> {
     }
 
     #[inline(always)]
+    fn add(mut self, other: Self) -> Self {
+        for i in 0..Self::WIDTH {
+            self.0[i] += other.0[i];
+        }
+        self
+    }
+
+    #[inline(always)]
     fn add_product(mut self, a: Self, b: Self) -> Self {
         for i in 0..Self::WIDTH {
             self.0[i] = fma::<FMA>(a.0[i], b.0[i], self.0[i]);
@@ -69,7 +80,7 @@ impl<const FMA: bool> SimdVector for PortableVector<FMA> {
 /// Defines a [`SimdVector`] from an x86 register type and its intrinsics.
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
-    ($name:ident, $register:ident, $width:literal, $splat:ident, $load:ident, $store:ident, $fma:ident) => {
+    ($name:ident, $register:ident, $width:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $fma:ident) => {
         #[derive(Clone, Copy)]
         struct $name(std::arch::x86_64::$register);
 
@@ -102,6 +113,12 @@ macro_rules! x86_vector {
             }
 
             #[inline(always)]
+            fn add(self, other: Self) -> Self {
+                // SAFETY: see above.
+                Self(unsafe { std::arch::x86_64::$add(self.0, other.0) })
+            }
+
+            #[inline(always)]
             fn add_product(self, a: Self, b: Self) -> Self {
                 // SAFETY: see above.
                 Self(unsafe { std::arch::x86_64::$fma(a.0, b.0, self.0) })
@@ -111,7 +128,16 @@ macro_rules! x86_vector {
 }
 
 #[cfg(target_arch = "x86_64")]
-x86_vector!(Avx2, __m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
+x86_vector!(
+    Avx2,
+    __m256,
+    8,
+    _mm256_set1_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_add_ps,
+    _mm256_fmadd_ps
+);
 
 /// An instruction set that was detected on this CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,6 +257,7 @@ mod avx512 {
         _mm512_set1_ps,
         _mm512_loadu_ps,
         _mm512_storeu_ps,
+        _mm512_add_ps,
         _mm512_fmadd_ps
     );
 

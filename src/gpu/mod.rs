@@ -3,7 +3,6 @@
 //! Only this module and `model/interop.rs` call wgpu.
 
 pub(crate) mod adapter;
-pub(crate) mod clock;
 pub(crate) mod context;
 pub(crate) mod device_lost;
 pub(crate) mod host_copy;

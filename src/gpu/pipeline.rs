@@ -257,7 +257,7 @@ mod tests {
     use ndarray::Array3;
 
     use super::*;
-    use crate::gpu::clock::Instant;
+    use crate::clock::Instant;
     use crate::gpu::session::Session;
     use crate::model::device::test_device;
     use crate::model::gru::Gru;

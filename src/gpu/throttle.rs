@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::gpu::clock::Instant;
+use crate::clock::Instant;
 
 /// The target duration of a submit on a device that is slower than its plan assumes. Windows resets
 /// a device after a submit of 2 seconds.

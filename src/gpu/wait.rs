@@ -5,8 +5,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::clock::Instant;
 use crate::error::{Error, Result};
-use crate::gpu::clock::Instant;
 use crate::lock::lock;
 
 /// How a call waits for the device.

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use ndarray::ArrayView3;
 
+use crate::clock::Instant;
 use crate::cpu::GradientsWanted;
 use crate::error::Result;
-use crate::gpu::clock::Instant;
 use crate::gpu::session::{Read, Session, Timing};
 use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;

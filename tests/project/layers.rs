@@ -10,7 +10,7 @@ use crate::common::files_in;
 
 /// The library's modules from the lowest to the highest; those of a row may not import each other.
 const LIBRARY: &[&[&str]] = &[
-    &["fingerprint", "lock"],
+    &["clock", "fingerprint", "lock"],
     &["error"],
     &["process"],
     &["spec"],
@@ -49,7 +49,7 @@ const NAMED_IN: &[(&str, &[&str])] = &[
         ],
     ),
     ("std::thread", &["gpu/adapter.rs", "gpu/pipeline.rs", "gpu/poller.rs"]),
-    ("std::time::Instant", &["gpu/clock.rs"]),
+    ("std::time::Instant", &["clock.rs"]),
     ("std::fs", &["formats/files.rs", "gpu/pipeline_cache.rs", "training/checkpoint.rs"]),
 ];
 

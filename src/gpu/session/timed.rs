@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{PreparedDispatch, Prologue, Session};
+use crate::clock::Instant;
 use crate::error::Result;
-use crate::gpu::clock::Instant;
 use crate::gpu::context::Gpu;
 use crate::gpu::wait::Wait;
 use crate::plan::Pass;
