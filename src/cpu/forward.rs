@@ -12,7 +12,7 @@ use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 
 use super::cell::{CellSpec, ForwardWeights, RowBlock, row_of, row_of_mut, split_over_threads};
 use super::product::{AddProduct, PackedLeft, add_product};
-use super::simd::{SimdKernel, SimdVector, activate, lanes, lanes_mut, store};
+use super::simd::{SimdKernel, SimdVector, activate, fma, lanes, lanes_mut, store};
 use crate::error::{Result, try_zeros};
 use crate::spec::config::{Reset, Update};
 
@@ -344,7 +344,7 @@ impl StepBlocks<'_> {
     /// Gates:             n_recurrent = r ⊙ h
     /// Whole:             n_recurrent = s_n + b_hn, n = tanh(i_n + r ⊙ n_recurrent)
     /// Candidate:         n = tanh(i_n + s_n)                  s_n is W_hn (r ⊙ h)
-    /// Whole, Candidate:  h' = (1 − z) ⊙ h + z ⊙ n, or z ⊙ h + (1 − z) ⊙ n if z keeps
+    /// Whole, Candidate:  h' = h + z ⊙ (n − h), or n + z ⊙ (h − n) if z keeps
     /// ```
     #[inline(always)]
     fn activations<const N: usize, const FMA: bool>(
@@ -379,7 +379,7 @@ impl StepBlocks<'_> {
             let n_recurrent = lanes_mut::<N>(block, at(N_RECURRENT));
             add(n_recurrent, lanes(&self.weights.bias_hn, q * N));
             for j in 0..N {
-                n[j] += r[j] * n_recurrent[j];
+                n[j] = fma::<FMA>(r[j], n_recurrent[j], n[j]);
             }
         } else {
             add(&mut n, lanes(block, at(CANDIDATE)));
@@ -390,12 +390,12 @@ impl StepBlocks<'_> {
         match spec.update {
             Update::Overwrites => {
                 for j in 0..N {
-                    new[j] = (1.0 - z[j]) * h[j] + z[j] * n[j];
+                    new[j] = fma::<FMA>(z[j], n[j] - h[j], h[j]);
                 }
             }
             Update::Keeps => {
                 for j in 0..N {
-                    new[j] = z[j] * h[j] + (1.0 - z[j]) * n[j];
+                    new[j] = fma::<FMA>(z[j], h[j] - n[j], n[j]);
                 }
             }
         }

@@ -438,8 +438,10 @@ fn multiply_blocks<V: SimdVector, const N: usize, const ROWS: usize>(
     left: &[f32],
     panel: &[f32],
 ) -> [[V; 2]; ROWS] {
+    // Short sums have shorter blocks, so that their chains are about as short.
+    let block = (left.len() / ROWS / 8).clamp(8, BLOCK);
     let mut totals = [[V::splat(0.0); 2]; ROWS];
-    for (left, panel) in left.chunks(BLOCK * ROWS).zip(panel.chunks(BLOCK * N)) {
+    for (left, panel) in left.chunks(block * ROWS).zip(panel.chunks(block * N)) {
         let [sums] = multiply::<V, N, ROWS, 1, 2>(left, [panel], 0);
         for i in 0..ROWS {
             for w in 0..2 {
@@ -477,7 +479,7 @@ impl AddTransposed<'_> {
     #[inline(always)]
     fn pack<const ROWS: usize>(&mut self, depth: usize) {
         /// The rows that are added in f32 before their sum is added in f64.
-        const SUMMED: usize = 16;
+        const SUMMED: usize = 8;
         let mut sums = [0.0; MAX_COLUMNS];
         let sums = &mut sums[..self.sums.len()];
         for (k, row) in self.left.chunks_exact(self.stride).enumerate() {
