@@ -218,7 +218,7 @@ struct ElementwiseBackward<'a> {
 
 impl SimdKernel for ElementwiseBackward<'_> {
     #[inline(always)]
-    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize>(self) {
         let CellSpec { gate, candidate, hidden, .. } = self.spec;
         let (r_z, n_and_recurrent) = self.gates.split_at_mut(2 * hidden);
         let ((all_r, all_z), (all_n, all_n_recurrent)) =
@@ -288,7 +288,7 @@ struct ResetBackward<'a> {
 
 impl SimdKernel for ResetBackward<'_> {
     #[inline(always)]
-    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize>(self) {
         for q in 0..self.spec.hidden.div_ceil(N) {
             let drh = self.drh.block::<N>(q);
             let first = q * N;
@@ -318,7 +318,7 @@ struct AddRow<'a> {
 
 impl SimdKernel for AddRow<'_> {
     #[inline(always)]
-    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize>(self) {
         for q in 0..self.to.len().div_ceil(N) {
             let mut sum = load::<N>(self.to, q * N);
             let add = self.row.block::<N>(q);

@@ -12,7 +12,7 @@ use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 
 use super::cell::{CellSpec, ForwardWeights, RowBlock, row_of, row_of_mut, split_over_threads};
 use super::product::{AddProduct, PackedLeft, add_product};
-use super::simd::{SimdKernel, SimdVector, activate, fma, lanes, lanes_mut, store};
+use super::simd::{SimdKernel, SimdVector, activate, lanes, lanes_mut, store};
 use crate::error::{Result, try_zeros};
 use crate::spec::config::{Reset, Update};
 
@@ -305,7 +305,7 @@ struct StepBlocks<'a> {
 
 impl SimdKernel for StepBlocks<'_> {
     #[inline(always)]
-    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize>(mut self) {
         let rows = self.operand.rows;
         let blocks = std::mem::take(&mut self.blocks);
         for (i, block) in blocks.chunks_exact_mut(SLOTS * rows * N).enumerate() {
@@ -328,7 +328,7 @@ impl SimdKernel for StepBlocks<'_> {
                 out,
             });
             for row in 0..rows {
-                self.activations::<N, FMA>(q, row, block);
+                self.activations::<V, N>(q, row, block);
             }
         }
     }
@@ -347,66 +347,47 @@ impl StepBlocks<'_> {
     /// Whole, Candidate:  h' = h + z ⊙ (n − h), or n + z ⊙ (h − n) if z keeps
     /// ```
     #[inline(always)]
-    fn activations<const N: usize, const FMA: bool>(
-        &self,
-        q: usize,
-        row: usize,
-        block: &mut [f32],
-    ) {
+    fn activations<V: SimdVector, const N: usize>(&self, q: usize, row: usize, block: &mut [f32]) {
         let spec = &self.weights.spec;
         let rows = self.operand.rows;
-        let at = |slot: usize| (slot * rows + row) * N;
-        let input = |gate: usize| self.inputs.row::<N>(3 * q + gate, row);
         let h = lanes::<N>(self.h, row * (self.h.len() / rows) + q * N);
-        if !matches!(self.stage, CellStage::Candidate) {
-            for (slot, gate) in [(R, 0), (Z, 1)] {
-                let sums = lanes_mut::<N>(block, at(slot));
-                add(sums, input(gate));
-                activate::<N, FMA>(spec.gate, sums);
+        let bias = lanes::<N>(&self.weights.bias_hn, q * N);
+        let inputs = [0, 1, 2].map(|gate| self.inputs.row::<N>(3 * q + gate, row));
+        for first in (0..N).step_by(V::WIDTH) {
+            let at = |slot: usize| (slot * rows + row) * N + first;
+            let input = |gate: usize| V::load(&inputs[gate][first..]);
+            let h = V::load(&h[first..]);
+            let (r, z);
+            if matches!(self.stage, CellStage::Candidate) {
+                z = V::load(&block[at(Z)..]);
+                r = z; // not used
+            } else {
+                r = activate(spec.gate, V::load(&block[at(R)..]).add(input(0)));
+                z = activate(spec.gate, V::load(&block[at(Z)..]).add(input(1)));
+                r.store(&mut block[at(R)..]);
+                z.store(&mut block[at(Z)..]);
             }
-        }
-        let r = *lanes::<N>(block, at(R));
-        if matches!(self.stage, CellStage::Gates) {
-            let rh = lanes_mut::<N>(block, at(N_RECURRENT));
-            for j in 0..N {
-                rh[j] = r[j] * h[j];
-            }
-            return;
-        }
-        let z = *lanes::<N>(block, at(Z));
-        let mut n = *input(2);
-        if matches!(self.stage, CellStage::Whole) {
-            let n_recurrent = lanes_mut::<N>(block, at(N_RECURRENT));
-            add(n_recurrent, lanes(&self.weights.bias_hn, q * N));
-            for j in 0..N {
-                n[j] = fma::<FMA>(r[j], n_recurrent[j], n[j]);
-            }
-        } else {
-            add(&mut n, lanes(block, at(CANDIDATE)));
-        }
-        activate::<N, FMA>(spec.candidate, &mut n);
-        *lanes_mut(block, at(CANDIDATE)) = n;
-        let new = lanes_mut::<N>(block, at(NEW));
-        match spec.update {
-            Update::Overwrites => {
-                for j in 0..N {
-                    new[j] = fma::<FMA>(z[j], n[j] - h[j], h[j]);
+            let sum = match self.stage {
+                CellStage::Gates => {
+                    r.mul(h).store(&mut block[at(N_RECURRENT)..]);
+                    continue;
                 }
-            }
-            Update::Keeps => {
-                for j in 0..N {
-                    new[j] = fma::<FMA>(z[j], h[j] - n[j], n[j]);
+                CellStage::Candidate => V::load(&block[at(CANDIDATE)..]).add(input(2)),
+                CellStage::Whole => {
+                    let n_recurrent =
+                        V::load(&block[at(N_RECURRENT)..]).add(V::load(&bias[first..]));
+                    n_recurrent.store(&mut block[at(N_RECURRENT)..]);
+                    input(2).add_product(r, n_recurrent)
                 }
-            }
+            };
+            let n = activate(spec.candidate, sum);
+            n.store(&mut block[at(CANDIDATE)..]);
+            let new = match spec.update {
+                Update::Overwrites => h.add_product(z, n.sub(h)),
+                Update::Keeps => n.add_product(z, h.sub(n)),
+            };
+            new.store(&mut block[at(NEW)..]);
         }
-    }
-}
-
-/// Adds `terms` to `sums`.
-#[inline(always)]
-fn add<const N: usize>(sums: &mut [f32; N], terms: &[f32; N]) {
-    for j in 0..N {
-        sums[j] += terms[j];
     }
 }
 
@@ -423,7 +404,7 @@ struct Gather<'a> {
 
 impl SimdKernel for Gather<'_> {
     #[inline(always)]
-    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize>(self) {
         let stride = self.to.len() / self.rows;
         for (q, block) in self.blocks.chunks_exact(SLOTS * self.rows * N).enumerate() {
             for row in 0..self.rows {
@@ -452,7 +433,7 @@ struct StoreOutputs<'a> {
 
 impl SimdKernel for StoreOutputs<'_> {
     #[inline(always)]
-    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize>(mut self) {
         for (q, block) in self.blocks.chunks_exact(SLOTS * self.rows * N).enumerate() {
             let slot = |slot: usize| lanes::<N>(block, (slot * self.rows + self.row) * N);
             let h = lanes_mut::<N>(self.h, q * N);

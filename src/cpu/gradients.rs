@@ -271,7 +271,7 @@ struct InputGradient<'a> {
 
 impl SimdKernel for InputGradient<'_> {
     #[inline(always)]
-    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize>(self) {
         let Self { left, right, width, sums, dx } = self;
         sums.fill(0.0);
         let depth = 0..right.depth;

@@ -243,7 +243,7 @@ pub(super) struct AddProduct<'a> {
 
 impl SimdKernel for AddProduct<'_> {
     #[inline(always)]
-    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize>(self) {
         add_product::<V, N, ROWS>(self);
     }
 }
@@ -384,16 +384,32 @@ impl Tile<'_> {
             let panels = panels.map(|panel| &panel[first * N..last * N]);
             let sums = multiply::<V, N, M, P, W>(left, panels, vector);
             for p in 0..P {
-                for i in 0..M {
-                    if row + i < rows {
-                        let out = &mut out[(p * rows + row + i) * N + vector * V::WIDTH..];
-                        for w in 0..W {
-                            sums[p][i][w]
-                                .add(V::load(&out[w * V::WIDTH..]))
-                                .store(&mut out[w * V::WIDTH..]);
-                        }
+                let out = &mut out[(p * rows + row) * N..];
+                match out.get_mut(..M * N) {
+                    // All indices and the length are constants, so nothing is checked.
+                    Some(out) if row + M <= rows => {
+                        add_rows::<V, N, M, W>(&sums[p], out, M, vector)
                     }
+                    _ => add_rows::<V, N, M, W>(&sums[p], out, rows - row, vector),
                 }
+            }
+        }
+    }
+}
+
+/// Adds the sums of the first `rows` of `M` rows to `out [rows, N]`, from `vector` on.
+#[inline(always)]
+fn add_rows<V: SimdVector, const N: usize, const M: usize, const W: usize>(
+    sums: &[[V; W]; M],
+    out: &mut [f32],
+    rows: usize,
+    vector: usize,
+) {
+    for i in 0..M {
+        if i < rows {
+            for w in 0..W {
+                let out = &mut out[i * N + (vector + w) * V::WIDTH..][..V::WIDTH];
+                sums[i][w].add(V::load(out)).store(out);
             }
         }
     }
@@ -410,6 +426,8 @@ fn multiply<V: SimdVector, const N: usize, const M: usize, const P: usize, const
     // All indices of `sums` are constants after unrolling, so that the sums stay in registers.
     let mut sums = [[[V::splat(0.0); W]; M]; P];
     let depth = left.len() / M;
+    // With these lengths, no index in the loop is checked.
+    let left = &left[..depth * M];
     let panels = panels.map(|panel| &panel[..depth * N]);
     for k in 0..depth {
         let left = &left[k * M..][..M];
@@ -504,7 +522,7 @@ impl AddTransposed<'_> {
 
 impl SimdKernel for AddTransposed<'_> {
     #[inline(always)]
-    fn run<V: SimdVector, const N: usize, const ROWS: usize, const FMA: bool>(mut self) {
+    fn run<V: SimdVector, const N: usize, const ROWS: usize>(mut self) {
         // to [columns, ·] += left [depth, columns]ᵀ · right [depth, ·], for one panel of the right
         // side and ROWS columns of the left side at a time.
         let depth = self.left.len() / self.stride;
