@@ -16,6 +16,8 @@ args! {
         k,
         /// The part of the sum that one workgroup computes.
         k_part,
+        /// [`MATMUL`] and [`MATMUL_LARGE`]: the part of that which is added to C at once.
+        k_block,
         /// 1: A's rows in memory are its columns.
         a_transposed,
         /// Index of A's first element.

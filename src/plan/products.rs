@@ -19,8 +19,12 @@ pub(crate) use sums::ColumnSum;
 /// The largest number of workgroups of a dispatch along one axis: WebGPU's default limit.
 pub(super) const MAX_WORKGROUPS: usize = 65_535;
 
-/// The shortest sum that is worth its own workgroup.
+/// The shortest sum that is worth its own workgroup on a software adapter.
 const MATMUL_MIN_DEPTH: usize = 512;
+
+/// The same on a GPU that computes few workgroups otherwise: a slice of [`ProductTile::Staged`]. A
+/// workgroup takes 1 µs or more for each slice, mostly waiting. Short parts are also more exact.
+const STAGED_PART_MIN_DEPTH: usize = 16;
 
 /// The same for the large tile, which computes a sum several times as fast.
 const LARGE_PART_MIN_DEPTH: usize = 128;
@@ -239,7 +243,10 @@ impl<'a> ProductPlanner<'a> {
         let parts = match tile {
             ProductTile::Large => self.large_parts(&[x * y], k, most),
             _ if !product.is_splittable() => 1,
-            ProductTile::Staged(_) | ProductTile::Blocks(_) => {
+            ProductTile::Staged(_) => {
+                self.parts(x * y, k.div_ceil(STAGED_PART_MIN_DEPTH).min(self.most_partials(len)))
+            }
+            ProductTile::Blocks(_) => {
                 self.parts(x * y, (k / MATMUL_MIN_DEPTH).min(self.most_partials(len)))
             }
         };

@@ -57,6 +57,10 @@ pub(super) fn sum_stage(
         padded_flops: product([groups, tile, rows]),
         bytes: slice.element.size() * product([rows, width])
             + out.element.size() * product([parts, width]),
-        iterations: (rows_part.div_ceil(lanes) + COLUMN_SUM_LANES.ilog2() as usize + 1) as u64,
+        // A lane's rows, its blocks of 8 and of 64 rows, and the tree.
+        iterations: [1, 8, 64].map(|rows| rows_part.div_ceil(rows * lanes)).iter().sum::<usize>()
+            as u64
+            + u64::from(COLUMN_SUM_LANES.ilog2())
+            + 1,
     })
 }

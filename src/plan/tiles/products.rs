@@ -130,6 +130,19 @@ impl ProductTile {
         }
     }
 
+    /// Returns the elements along k that a workgroup of a sum of length `k` adds up in registers,
+    /// before it adds them to the result in memory. Rounding errors are least with about √k. But a
+    /// long k takes large tiles, whose results are many: 128 KiB read and written, to 128 · 128 · 2
+    /// FLOPs for each k.
+    pub fn k_block(&self, k: usize) -> usize {
+        match self {
+            Self::Large => k.isqrt().next_power_of_two().clamp(128, 256),
+            Self::Staged(_) => 128,
+            // The kernel's own.
+            Self::Blocks(_) => k,
+        }
+    }
+
     /// Returns the longest sum that a workgroup computes: its iterations stay below
     /// [`crate::kernels::LOOP_BUDGET`].
     pub fn max_depth(&self) -> usize {
@@ -143,12 +156,16 @@ impl ProductTile {
     /// Returns the iterations of a thread's loops for a sum of length `k`.
     pub fn iterations(&self, k: usize) -> usize {
         let slices = k.div_ceil(self.depth());
+        let blocks = k.div_ceil(self.k_block(k).max(1));
         match self {
-            Self::Large => slices,
-            // Per slice: its k, the thread's staged elements, and the slice itself. Finally the
-            // blocks, one after another.
-            Self::Staged(tile) => slices * (3 * tile.depth + 3) + 2 * tile.n_quads * 17,
-            Self::Blocks(tile) => slices + (tile.side + 1) * tile.side,
+            Self::Large => slices + blocks,
+            // Per slice: its k, the thread's staged elements, and the slice itself. Per block of k:
+            // the thread's results, one after another, and the block itself.
+            Self::Staged(tile) => {
+                slices * (3 * tile.depth + 3) + blocks * (2 * tile.n_quads * 17 + 1)
+            }
+            // 64 k are a block.
+            Self::Blocks(tile) => slices + k.div_ceil(64) + (tile.side + 1) * tile.side,
         }
     }
 }
