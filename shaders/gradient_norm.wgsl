@@ -11,7 +11,6 @@
 // is not finite, reports[0] is set, which stops shaders/optimizer.wgsl from this update on.
 
 const THREADS: u32 = 256u;
-const BLOCK: u32 = 8u; // elements that a thread combines first
 const PARTIAL: u32 = 3u; // u32 words: the sum of squares in its unit, largest magnitude, its index
 const REPORT: u32 = 5u; // u32 words: loss, norm, largest magnitude, its index, 1 if stopped
 const NOT_FINITE: u32 = 0x7f800000u; // magnitudes from here on are not finite
@@ -99,18 +98,6 @@ fn report(all: Partial) {
     reports[at + 4u] = reports[0];
 }
 
-// Combines every THREADS-th of a block of elements, from `first` on. A rounding is as large as the
-// sum that it rounds, so blocks are more exact than one chain.
-fn block_of(first: u32, end: u32) -> Partial {
-    var block = Partial(0.0, 0u, 0xffffffffu);
-    // Not a minimum: Mesa unrolls a loop that ends at one.
-    let block_end = select(end, first + BLOCK * THREADS, first + BLOCK * THREADS < end);
-    for (var i = first; i < block_end; i += THREADS) {
-        block = together(block, element(i));
-    }
-    return block;
-}
-
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -119,8 +106,8 @@ fn main(
     let first = group.x * args.part;
     let end = min(first + args.part, args.length);
     var partial = Partial(0.0, 0u, 0xffffffffu);
-    for (var i = first + thread; i < end; i += BLOCK * THREADS) {
-        partial = together(partial, block_of(i, end));
+    for (var i = first + thread; i < end; i += THREADS) {
+        partial = together(partial, element(i));
     }
     group_partials[thread] = partial;
     workgroupBarrier();

@@ -8,15 +8,14 @@
 // the outputs do not change, and a second number per row is 1 if the largest output is at its
 // class.
 //
-// LANES threads process a row; a workgroup has as many rows as fit. A rounding is as large as the sum
-// that it rounds, so a thread adds up blocks of outputs. The order of additions is fixed.
+// LANES threads process a row; a workgroup has as many rows as fit. The order of additions is
+// fixed.
 
 const MEAN_SQUARED: u32 = 0u;
 const HUBER: u32 = 1u;
 const CROSS_ENTROPY: u32 = 2u;
 
 const THREADS: u32 = 64u;
-const BLOCK: u32 = 16u; // outputs that a thread adds up first
 
 override LOSS: u32 = MEAN_SQUARED;
 override LANES: u32 = 1u; // a power of two
@@ -82,12 +81,6 @@ fn correct_row(thread: u32, lane: u32, first: u32, target_class: u32, end: u32) 
     return select(0.0, 1.0, sum_of_lanes(thread, larger_ones) == 0.0);
 }
 
-// The end of the block of a thread's outputs from c on. Not a minimum: Mesa unrolls a loop that ends
-// at one.
-fn block_end(c: u32, end: u32) -> u32 {
-    return select(end, c + BLOCK * LANES, c + BLOCK * LANES < end);
-}
-
 // The loss of a row, and in evaluation 1 if the row is correct. A row after the end has no columns,
 // but takes part in the barriers.
 fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) -> vec2<f32> {
@@ -97,13 +90,8 @@ fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) 
     }
     let largest = largest_of_lanes(thread, partial);
     partial = 0.0;
-    for (var c0 = lane; c0 < end; c0 += BLOCK * LANES) {
-        var block = 0.0;
-        let block_end = block_end(c0, end);
-        for (var c = c0; c < block_end; c += LANES) {
-            block += exp_negative(outputs[first + c] - largest);
-        }
-        partial += block;
+    for (var c = lane; c < end; c += LANES) {
+        partial += exp_negative(outputs[first + c] - largest);
     }
     var target_class = 0u;
     var own = 0.0;
@@ -126,34 +114,25 @@ fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) 
 }
 
 fn differences(thread: u32, lane: u32, first: u32, end: u32, weight: f32) -> vec2<f32> {
+    let delta = bitcast<f32>(args.delta);
     var partial = 0.0;
-    for (var c0 = lane; c0 < end; c0 += BLOCK * LANES) {
-        var block = 0.0;
-        let block_end = block_end(c0, end);
-        for (var c = c0; c < block_end; c += LANES) {
-            block += difference(first + c, weight);
+    for (var c = lane; c < end; c += LANES) {
+        let d = outputs[first + c] - bitcast<f32>(targets[first + c]);
+        if LOSS == HUBER {
+            // A NaN passes neither comparison, so it stays NaN.
+            let near = select(select(d, -delta, d < -delta), delta, d > delta);
+            partial += near * (d - 0.5 * near);
+            if DIFFERENTIATE {
+                outputs[first + c] = weight * near;
+            }
+        } else {
+            partial += d * d;
+            if DIFFERENTIATE {
+                outputs[first + c] = weight * (d + d);
+            }
         }
-        partial += block;
     }
     return vec2<f32>(sum_of_lanes(thread, partial), 0.0);
-}
-
-// The loss of one output. Its gradient replaces it.
-fn difference(at: u32, weight: f32) -> f32 {
-    let d = outputs[at] - bitcast<f32>(targets[at]);
-    if LOSS == HUBER {
-        let delta = bitcast<f32>(args.delta);
-        // A NaN passes neither comparison, so it stays NaN.
-        let near = select(select(d, -delta, d < -delta), delta, d > delta);
-        if DIFFERENTIATE {
-            outputs[at] = weight * near;
-        }
-        return near * (d - 0.5 * near);
-    }
-    if DIFFERENTIATE {
-        outputs[at] = weight * (d + d);
-    }
-    return d * d;
 }
 
 @compute @workgroup_size(THREADS)

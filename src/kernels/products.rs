@@ -163,6 +163,9 @@ pub static MATMUL_LARGE_SCALAR: Kernel = Kernel {
 /// The threads of a workgroup of [`MATMUL_BLOCKS`].
 pub const BLOCKS_THREADS: usize = 16;
 
+/// The elements along k that [`MATMUL_BLOCKS`] adds up in registers.
+pub const BLOCKS_DEPTH: usize = 64;
+
 /// The results of a thread. The argument n_threads shapes the tile of a workgroup.
 fn blocks_workgroup(constants: &[u32]) -> Workgroup {
     Workgroup { threads: BLOCKS_THREADS as u64, bytes: 0, tile: [constants[1]; 2] }
@@ -222,6 +225,10 @@ pub const COLUMN_SUM_THREADS: usize = 256;
 /// The most threads for a column. The workgroup's tile depends on an argument, so that all sums of a
 /// run share a pipeline.
 pub const COLUMN_SUM_LANES: usize = 16;
+
+/// The rows that a thread of [`COLUMN_SUM`] adds up first, and the number of these sums that it adds
+/// up then.
+pub const COLUMN_SUM_BLOCK: usize = 8;
 
 /// Sums over rows, for the gradients of the biases and for partial results.
 pub static COLUMN_SUM: Kernel = Kernel {

@@ -130,7 +130,7 @@ impl Planner<'_> {
             flops: 0,
             padded_flops: 0,
             bytes: 2 * outputs.bytes() + targets.bytes() + weights.bytes() + losses.bytes(),
-            iterations: (4 * head.outputs.div_ceil(lanes) + 3 * 6 + 5) as u64,
+            iterations: (3 * head.outputs.div_ceil(lanes) + 3 * 6 + 5) as u64,
         })
     }
 

@@ -124,8 +124,7 @@ fn gradient_norm(
     let part = length.div_ceil(parts);
     let args = GradientNormArgs { length: length as u32, part: part as u32, slots: SLOTS as u32 };
     let groups = [length.div_ceil(part) as u64, 1, 1];
-    // A block of eight costs one more, and the last may be shorter.
-    let iterations = part.div_ceil(256) + part.div_ceil(8 * 256) + 9;
+    let iterations = part.div_ceil(256) + 9;
     let args = args.as_u32s();
     dispatch(label, &GRADIENT_NORM, vec![finish.into()], bindings, args, groups, iterations)
 }

@@ -3,7 +3,7 @@
 use super::allow;
 use crate::error::Result;
 use crate::kernels::{
-    BLOCKS_THREADS, Kernel, LARGE_DEPTH, LARGE_SIDE, MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR,
+    BLOCKS_DEPTH, BLOCKS_THREADS, Kernel, LARGE_DEPTH, LARGE_SIDE, MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR,
     MATMUL_LARGE, MATMUL_LARGE_SCALAR, MatmulConstants,
 };
 use crate::plan::DeviceCaps;
@@ -131,15 +131,12 @@ impl ProductTile {
     }
 
     /// Returns the elements along k that a workgroup of a sum of length `k` adds up in registers,
-    /// before it adds them to the result in memory. Rounding errors are least with about √k. But a
-    /// long k takes large tiles, whose results are many: 128 KiB read and written, to 128 · 128 · 2
-    /// FLOPs for each k.
+    /// before it adds them to the result in memory. About √k would be the most exact. With fewer than
+    /// 128, reading and writing the result would take a noticeable time.
     pub fn k_block(&self, k: usize) -> usize {
         match self {
-            Self::Large => k.isqrt().next_power_of_two().clamp(128, 256),
-            Self::Staged(_) => 128,
-            // The kernel's own.
-            Self::Blocks(_) => k,
+            Self::Large | Self::Staged(_) => k.isqrt().next_power_of_two().clamp(128, 256),
+            Self::Blocks(_) => BLOCKS_DEPTH,
         }
     }
 
@@ -156,7 +153,7 @@ impl ProductTile {
     /// Returns the iterations of a thread's loops for a sum of length `k`.
     pub fn iterations(&self, k: usize) -> usize {
         let slices = k.div_ceil(self.depth());
-        let blocks = k.div_ceil(self.k_block(k).max(1));
+        let blocks = k.div_ceil(self.k_block(k));
         match self {
             Self::Large => slices + blocks,
             // Per slice: its k, the thread's staged elements, and the slice itself. Per block of k:
@@ -164,8 +161,7 @@ impl ProductTile {
             Self::Staged(tile) => {
                 slices * (3 * tile.depth + 3) + blocks * (2 * tile.n_quads * 17 + 1)
             }
-            // 64 k are a block.
-            Self::Blocks(tile) => slices + k.div_ceil(64) + (tile.side + 1) * tile.side,
+            Self::Blocks(tile) => slices + blocks + (tile.side + 1) * tile.side,
         }
     }
 }
