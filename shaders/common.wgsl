@@ -1,12 +1,17 @@
 // Functions shared by all kernels: the activations, in forms that neither overflow nor cancel, and
 // a random number generator.
 //
-// WGSL's own tanh may give NaN for large inputs (Metal, from |x| > 44), and its exp may be off by
-// 3 + 2|x| ulp; software adapters' is, by up to 63. So both activations have an exponential of
-// their own, in plain arithmetic: 0.95 ulp on any adapter, also on one whose fma rounds twice.
+// WGSL's own tanh may give NaN for large inputs (Metal, from |x| > 44) and is inexact on some
+// adapters. exp of a number that is never positive has neither problem.
 
-// e^x for x ≤ 0, from x = k ln 2 + r with a whole k and |r| ≤ ln 2 / 2. Below −87.3 it is 0.
-fn exp_negative(x: f32) -> f32 {
+// e^x for x ≤ 0. `hardware` is a constant of the call: by the adapter's own exp, a few instructions
+// on a GPU. A software adapter's is a polynomial, off by 3 ulp and more the smaller e^x is, by up to
+// 63. This one takes as long and is within 0.95 ulp, also where fma rounds twice. It is from
+// x = k ln 2 + r with a whole k and |r| ≤ ln 2 / 2. Below −87.3 it is 0.
+fn exp_negative(x: f32, hardware: bool) -> f32 {
+    if hardware {
+        return exp(x);
+    }
     let above = select(x, -88.0, x < -88.0); // NaN stays NaN
     let k = round(above * 1.44269504);
     // ln 2 as 355 / 512, whose product with k is exact, and the rest. The maximum changes nothing
@@ -25,20 +30,20 @@ fn exp_negative(x: f32) -> f32 {
 }
 
 // σ(−a) = e^−a / (1 + e^−a) for a ≥ 0, at most 1/2.
-fn sigmoid_negative(a: f32) -> f32 {
-    let e = exp_negative(-a);
+fn sigmoid_negative(a: f32, hardware: bool) -> f32 {
+    let e = exp_negative(-a, hardware);
     return e / (1.0 + e);
 }
 
 // σ(x) = 1 − σ(−x): from the one that is at most 1/2.
-fn sigmoid(x: f32) -> f32 {
-    let s = sigmoid_negative(abs(x));
+fn sigmoid(x: f32, hardware: bool) -> f32 {
+    let s = sigmoid_negative(abs(x), hardware);
     return select(s, 1.0 - s, x >= 0.0);
 }
 
 // tanh(x) = 1 − 2 σ(−2|x|) with x's sign. Below 0.625 that would cancel, so a polynomial in x² is
 // used there, with the smallest maximum relative error, 8e-8.
-fn tanh_stable(x: f32) -> f32 {
+fn tanh_stable(x: f32, hardware: bool) -> f32 {
     let a = abs(x);
     let s = a * a;
     var p = 0.0021429630;
@@ -48,7 +53,7 @@ fn tanh_stable(x: f32) -> f32 {
     p = fma(p, s, 0.1333320588);
     p = fma(p, s, -0.3333333135);
     let small = fma(a * s, p, a);
-    let large = fma(-2.0, sigmoid_negative(2.0 * a), 1.0);
+    let large = fma(-2.0, sigmoid_negative(2.0 * a, hardware), 1.0);
     let magnitude = select(large, small, a < 0.625);
     return select(-magnitude, magnitude, x >= 0.0);
 }
@@ -61,10 +66,10 @@ const HARD_SIGMOID: u32 = 3u;
 const IDENTITY: u32 = 4u;
 
 // The comparisons are written so that NaN stays NaN.
-fn activate(kind: u32, a: f32) -> f32 {
+fn activate(kind: u32, a: f32, hardware: bool) -> f32 {
     switch kind {
-        case SIGMOID: { return sigmoid(a); }
-        case TANH: { return tanh_stable(a); }
+        case SIGMOID: { return sigmoid(a, hardware); }
+        case TANH: { return tanh_stable(a, hardware); }
         case RELU: { return select(a, 0.0, a < 0.0); }
         case HARD_SIGMOID: {
             let line = fma(0.2, a, 0.5);

@@ -67,8 +67,8 @@ fn compute_gates(start: f32, inputs: StepInputs, products: vec3<f32>) -> StepRes
     if is_padding(inputs.flags) {
         return result;
     }
-    result.r = activate(gate_activation(), inputs.r + products.x);
-    result.z = activate(gate_activation(), inputs.z + products.y);
+    result.r = activate(gate_activation(), inputs.r + products.x, HARDWARE_EXP);
+    result.z = activate(gate_activation(), inputs.z + products.y, HARDWARE_EXP);
     result.past = select(products.z, result.r * start, RESET_BEFORE);
     return result;
 }
@@ -96,7 +96,7 @@ fn compute_state(
     // Past a row's length the state does not change.
     result.state = start;
     if !is_padding(inputs.flags) {
-        result.n = activate(candidate_activation(), inputs.n + product);
+        result.n = activate(candidate_activation(), inputs.n + product, HARDWARE_EXP);
         result.state = mix_states(start, result.n, keep_take(result.z));
         if EXTRAS {
             let zone = zone(time(step), row, unit);

@@ -67,8 +67,12 @@ fn row_at(row: u32, stride: u32, offset: u32, run: u32, skip: u32) -> u32 {
     return whole / run * skip + whole % run * stride;
 }
 
+// 0, unknown to compilers. A loop that stores has it depend on the loop: otherwise they compute all
+// positions before the loop, and keep them in registers that the sums need.
+var<private> zero: u32;
+
 // The start of row m of C, or of a partial result.
 fn c_position(m: u32, part: u32) -> u32 {
     return args.c_first + part * args.part_apart
-        + row_at(m, args.c_stride, args.c_row, args.c_run, args.c_skip);
+        + row_at(m, args.c_stride + zero, args.c_row, args.c_run, args.c_skip);
 }

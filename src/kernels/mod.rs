@@ -23,6 +23,7 @@
 //! | `RESET_BEFORE` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | two products one after the other, or three at once |
 //! | `GATES_RZ`, `GATE_N` | `forward`, `backward` | with reset before, a step's two dispatches: sums in registers, barriers |
 //! | `EXTRAS` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | random draws and all activations double the code of a step |
+//! | `HARDWARE_EXP` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | the code of an exponential |
 //! | `M_THREADS`, `N_THREADS` | `matmul` | a workgroup's threads; sizes of workgroup memory |
 //! | `N_QUADS` | `matmul` | sums in registers |
 //! | `SIDE` | `matmul_blocks` | sums in registers |
