@@ -3,8 +3,8 @@
 use super::allow;
 use crate::error::Result;
 use crate::kernels::{
-    BLOCKS_DEPTH, BLOCKS_THREADS, Kernel, LARGE_DEPTH, LARGE_SIDE, MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR,
-    MATMUL_LARGE, MATMUL_LARGE_SCALAR, MatmulConstants,
+    BLOCKS_DEPTH, BLOCKS_THREADS, Kernel, LARGE_DEPTH, LARGE_SIDE, MATMUL, MATMUL_BLOCKS,
+    MATMUL_BLOCKS_SCALAR, MATMUL_LARGE, MATMUL_LARGE_SCALAR, MatmulConstants,
 };
 use crate::plan::DeviceCaps;
 
