@@ -4,10 +4,10 @@
 // WGSL's own tanh may give NaN for large inputs (Metal, from |x| > 44) and is inexact on some
 // adapters. exp of a number that is never positive has neither problem.
 
-// e^x for x ≤ 0. `hardware` is a constant of the call: by the adapter's own exp, a few instructions
-// on a GPU. A software adapter's is a polynomial, off by 3 ulp and more the smaller e^x is, by up to
-// 63. This one takes as long and is within 0.95 ulp, also where fma rounds twice. It is from
-// x = k ln 2 + r with a whole k and |r| ≤ ln 2 / 2. Below −87.3 it is 0.
+// e^x for x ≤ 0. `hardware` is a constant of the call: by the adapter's own exp, a few
+// instructions on a GPU. A software adapter's is a polynomial, off by 3 ulp or more the smaller e^x
+// is, by up to 63. This one takes as long and is within 0.95 ulp, also where fma rounds twice. It
+// is from x = k ln 2 + r with a whole k and |r| ≤ ln 2 / 2. Below −87.3 it is 0.
 fn exp_negative(x: f32, hardware: bool) -> f32 {
     if hardware {
         return exp(x);

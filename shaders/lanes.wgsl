@@ -32,7 +32,8 @@ fn operand_quad(row: u32, quad: u32) -> vec4<f32> {
 // Adds the products of one unit with four k of four rows.
 fn multiplied_unit(sum: vec4<f32>, rows: mat4x4<f32>, weights: vec4<f32>) -> vec4<f32> {
     return fma(rows[3], vec4(weights.w),
-        fma(rows[2], vec4(weights.z), fma(rows[1], vec4(weights.y), fma(rows[0], vec4(weights.x), sum))));
+        fma(rows[2], vec4(weights.z),
+            fma(rows[1], vec4(weights.y), fma(rows[0], vec4(weights.x), sum))));
 }
 
 // Sets the operands of all rows to 0. Rows after the last stay 0: their products are computed, and

@@ -108,7 +108,8 @@ fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) 
     }
     for (var c = lane; c < end; c += LANES) {
         let hot = select(0.0, 1.0, c == target_class);
-        outputs[first + c] = weight * (exp_negative(outputs[first + c] - largest, false) / sum - hot);
+        let probability = exp_negative(outputs[first + c] - largest, false) / sum;
+        outputs[first + c] = weight * (probability - hot);
     }
     return vec2<f32>(loss, 0.0);
 }

@@ -9,9 +9,8 @@
 // memory is not used.
 //
 // A long sum is added up in blocks: the products of four k, these for BLOCK k in registers, and the
-// blocks in a private array. A rounding is as large as the sum that it rounds, so this is more exact
-// than one chain, and it costs nothing: where fma rounds twice, as on these adapters, there are as
-// many operations.
+// blocks in a private array. A rounding is as large as the sum that it rounds, so this is more
+// exact than one chain. Where fma rounds twice, as on these adapters, it takes no more operations.
 //
 // A workgroup's threads lie in rows of n_threads. Nothing else depends on the product's shape, so
 // that all products of a run share one pipeline.

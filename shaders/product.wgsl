@@ -14,9 +14,9 @@
 // If C has few tiles and k is long, workgroups along z each take a part of k. Their results are
 // part_apart elements apart and are added up afterwards.
 //
-// A rounding is as large as the sum that it rounds, so a long chain of additions is inexact. On a GPU
-// a workgroup adds to C, or to its partial result, after every k_block, and starts from 0 again:
-// registers have no room for a second sum.
+// A rounding is as large as the sum that it rounds, so a long chain of additions is inexact. On a
+// GPU a workgroup adds to C, or to its partial result, after every k_block, and starts from 0
+// again: registers have no room for a second sum.
 
 override RUNS: bool = false;
 

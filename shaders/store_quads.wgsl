@@ -2,7 +2,8 @@
 
 @group(0) @binding(4) var<storage, read_write> c: array<vec4<f32>>;
 
-// Stores four results of a row that is inside C, from the first block of k, or adds a later block's.
+// Stores four results of a row that is inside C, from the first block of k, or adds those of a later
+// block.
 fn store_quad(m: u32, n: u32, part: u32, sums: vec4<f32>, first: bool) {
     if m < args.m && n < args.n {
         add_quad(c_position(m, part) + n, sums, first);

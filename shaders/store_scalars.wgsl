@@ -2,7 +2,8 @@
 
 @group(0) @binding(4) var<storage, read_write> c: array<f32>;
 
-// Stores four results of a row, those inside C, from the first block of k, or adds a later block's.
+// Stores four results of a row, those inside C, from the first block of k, or adds those of a later
+// block.
 fn store_quad(m: u32, n: u32, part: u32, sums: vec4<f32>, first: bool) {
     if m < args.m {
         add_inside(c_position(m, part) + n, n, args.n, sums, first);

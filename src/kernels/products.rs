@@ -226,8 +226,8 @@ pub const COLUMN_SUM_THREADS: usize = 256;
 /// run share a pipeline.
 pub const COLUMN_SUM_LANES: usize = 16;
 
-/// The rows that a thread of [`COLUMN_SUM`] adds up first, and the number of these sums that it adds
-/// up then.
+/// The rows that a thread of [`COLUMN_SUM`] adds up first, and the number of these sums that it
+/// adds up then.
 pub const COLUMN_SUM_BLOCK: usize = 8;
 
 /// Sums over rows, for the gradients of the biases and for partial results.

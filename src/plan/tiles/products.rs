@@ -131,8 +131,8 @@ impl ProductTile {
     }
 
     /// Returns the elements along k that a workgroup of a sum of length `k` adds up in registers,
-    /// before it adds them to the result in memory. About √k would be the most exact. With fewer than
-    /// 128, reading and writing the result would take a noticeable time.
+    /// before it adds them to the result in memory. About √k would be the most exact. With fewer
+    /// than 128, reading and writing the result would take a noticeable time.
     pub fn k_block(&self, k: usize) -> usize {
         match self {
             Self::Large | Self::Staged(_) => k.isqrt().next_power_of_two().clamp(128, 256),
