@@ -67,8 +67,8 @@ fn compute_gates(start: f32, inputs: StepInputs, products: vec3<f32>) -> StepRes
     if is_padding(inputs.flags) {
         return result;
     }
-    result.r = activate(gate_activation(), inputs.r + products.x);
-    result.z = activate(gate_activation(), inputs.z + products.y);
+    result.r = activate(gate_activation(), inputs.r + products.x, HARDWARE_EXP);
+    result.z = activate(gate_activation(), inputs.z + products.y, HARDWARE_EXP);
     result.past = select(products.z, result.r * start, RESET_BEFORE);
     return result;
 }
@@ -76,6 +76,14 @@ fn compute_gates(start: f32, inputs: StepInputs, products: vec3<f32>) -> StepRes
 // The flags of the step after a step; of the last step, any flags.
 fn next_flags(step: u32, row: u32) -> u32 {
     return flags(time(min(step + 1u, args.steps - 1u)), row);
+}
+
+// start · keep + n · take, where keep + take = 1: from the one with the larger weight toward the
+// other, so that the rounded term is small. A weight of 0 or 1 gives one of the two exactly.
+fn mix_states(start: f32, n: f32, keep_take: vec2<f32>) -> f32 {
+    let keeps = keep_take.y < 0.5;
+    let weight = select(-keep_take.x, keep_take.y, keeps);
+    return fma(weight, n - start, select(n, start, keeps));
 }
 
 // Completes a step's result by n and the states. `product` is n's recurrent product, after the
@@ -88,9 +96,8 @@ fn compute_state(
     // Past a row's length the state does not change.
     result.state = start;
     if !is_padding(inputs.flags) {
-        result.n = activate(candidate_activation(), inputs.n + product);
-        let keep_take = keep_take(result.z);
-        result.state = keep_take.x * start + keep_take.y * result.n;
+        result.n = activate(candidate_activation(), inputs.n + product, HARDWARE_EXP);
+        result.state = mix_states(start, result.n, keep_take(result.z));
         if EXTRAS {
             let zone = zone(time(step), row, unit);
             result.state = zone * start + (1.0 - zone) * result.state;

@@ -29,6 +29,13 @@ fn operand_quad(row: u32, quad: u32) -> vec4<f32> {
     return vec4(operand[at][0], operand[at][1], operand[at][2], operand[at][3]);
 }
 
+// Adds the products of one unit with four k of four rows.
+fn multiplied_unit(sum: vec4<f32>, rows: mat4x4<f32>, weights: vec4<f32>) -> vec4<f32> {
+    return fma(rows[3], vec4(weights.w),
+        fma(rows[2], vec4(weights.z),
+            fma(rows[1], vec4(weights.y), fma(rows[0], vec4(weights.x), sum))));
+}
+
 // Sets the operands of all rows to 0. Rows after the last stay 0: their products are computed, and
 // not read.
 fn clear_operands(thread: u32) {

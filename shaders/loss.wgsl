@@ -91,7 +91,7 @@ fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) 
     let largest = largest_of_lanes(thread, partial);
     partial = 0.0;
     for (var c = lane; c < end; c += LANES) {
-        partial += exp(outputs[first + c] - largest);
+        partial += exp_negative(outputs[first + c] - largest, false);
     }
     var target_class = 0u;
     var own = 0.0;
@@ -108,7 +108,8 @@ fn softmax(thread: u32, lane: u32, first: u32, row: u32, end: u32, weight: f32) 
     }
     for (var c = lane; c < end; c += LANES) {
         let hot = select(0.0, 1.0, c == target_class);
-        outputs[first + c] = weight * (exp(outputs[first + c] - largest) / sum - hot);
+        let probability = exp_negative(outputs[first + c] - largest, false) / sum;
+        outputs[first + c] = weight * (probability - hot);
     }
     return vec2<f32>(loss, 0.0);
 }

@@ -110,7 +110,9 @@ fn outer_band(sum: Band, rows: vec4<f32>, columns0: vec4<f32>, columns1: vec4<f3
 
 // Stores every thread's block, from row m and column n of C on. The blocks go through workgroup
 // memory, so that neighbouring threads write neighbouring columns.
-fn store_blocks(m: u32, n: u32, part: u32, thread: u32, block: mat4x4<f32>) {
+fn store_blocks(
+    m: u32, n: u32, part: u32, thread: u32, block: mat4x4<f32>, first: bool,
+) {
     let at = thread / N_THREADS * 4u * N_THREADS + thread % N_THREADS;
     blocks[at] = block[0];
     blocks[at + N_THREADS] = block[1];
@@ -121,16 +123,16 @@ fn store_blocks(m: u32, n: u32, part: u32, thread: u32, block: mat4x4<f32>) {
     for (var i = thread; i < rows * 4u * N_THREADS; i += M_THREADS * N_THREADS) {
         let column = i % (4u * N_THREADS);
         if n + column < args.n {
-            store(m + i / (4u * N_THREADS), n + column, part, blocks[i / 4u][column % 4u]);
+            store(m + i / (4u * N_THREADS), n + column, part, blocks[i / 4u][column % 4u], first);
         }
     }
     workgroupBarrier();
 }
 
-fn store_band(m: u32, n: u32, part: u32, thread: u32, band: Band) {
-    store_blocks(m, n, part, thread, band.q0);
+fn store_band(m: u32, n: u32, part: u32, thread: u32, band: Band, first: bool) {
+    store_blocks(m, n, part, thread, band.q0, first);
     if N_QUADS > 1u {
-        store_blocks(m, n + 4u * N_THREADS, part, thread, band.q1);
+        store_blocks(m, n + 4u * N_THREADS, part, thread, band.q1, first);
     }
 }
 
@@ -145,24 +147,28 @@ fn main(
     let n_thread = thread % N_THREADS;
     let first = group.z * args.k_part;
     let end = min(first + args.k_part, args.k);
-    var band0 = Band();
-    var band1 = Band();
-    for (var k0 = first; k0 < end; k0 += DEPTH) {
-        stage(tile_m, tile_n, k0, end, thread);
-        workgroupBarrier();
-        for (var k = 0u; k < DEPTH; k++) {
-            let column = k * (n_quads() + 1u) + n_thread;
-            let columns0 = b_slice[column];
-            var columns1 = vec4<f32>();
-            if N_QUADS > 1u {
-                columns1 = b_slice[column + N_THREADS];
+    for (var block = first; block < end; block += args.k_block) {
+        var band0 = Band();
+        var band1 = Band();
+        let block_end = min(block + args.k_block, end);
+        for (var k0 = block; k0 < block_end; k0 += DEPTH) {
+            stage(tile_m, tile_n, k0, end, thread);
+            workgroupBarrier();
+            for (var k = 0u; k < DEPTH; k++) {
+                let column = k * (n_quads() + 1u) + n_thread;
+                let columns0 = b_slice[column];
+                var columns1 = vec4<f32>();
+                if N_QUADS > 1u {
+                    columns1 = b_slice[column + N_THREADS];
+                }
+                let row = k * (m_quads() + 1u) + m_thread;
+                band0 = outer_band(band0, a_slice[row], columns0, columns1);
+                band1 = outer_band(band1, a_slice[row + M_THREADS], columns0, columns1);
             }
-            let row = k * (m_quads() + 1u) + m_thread;
-            band0 = outer_band(band0, a_slice[row], columns0, columns1);
-            band1 = outer_band(band1, a_slice[row + M_THREADS], columns0, columns1);
+            workgroupBarrier();
         }
-        workgroupBarrier();
+        let is_first = block == first;
+        store_band(tile_m, tile_n, group.z, thread, band0, is_first);
+        store_band(tile_m + 4u * M_THREADS, tile_n, group.z, thread, band1, is_first);
     }
-    store_band(tile_m, tile_n, group.z, thread, band0);
-    store_band(tile_m + 4u * M_THREADS, tile_n, group.z, thread, band1);
 }

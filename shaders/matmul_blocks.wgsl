@@ -8,12 +8,18 @@
 // load_scalars.wgsl). 8 × 8 results take half the loads, and twice the time to compile. Workgroup
 // memory is not used.
 //
+// A long sum is added up in blocks: the products of four k, these for BLOCK k in registers, and the
+// blocks in a private array. A rounding is as large as the sum that it rounds, so this is more
+// exact than one chain. Where fma rounds twice, as on these adapters, it takes no more operations.
+//
 // A workgroup's threads lie in rows of n_threads. Nothing else depends on the product's shape, so
 // that all products of a run share one pipeline.
 
 override SIDE: u32 = 8u; // 4 or 8: rows and columns of C per thread
 
 const THREADS: u32 = 16u;
+
+const BLOCK: u32 = 64u; // k
 
 // The start of four consecutive rows in memory, from `row` on.
 fn rows_at(row: u32, stride: u32, offset: u32, run: u32, skip: u32) -> vec4<u32> {
@@ -64,26 +70,26 @@ fn multiplied(sum: mat4x4<f32>, a: mat4x4<f32>, b: mat4x4<f32>) -> mat4x4<f32> {
 }
 
 fn multiplied_row(sum: vec4<f32>, a: vec4<f32>, b: mat4x4<f32>) -> vec4<f32> {
-    return fma(vec4(a.w), b[3],
-        fma(vec4(a.z), b[2], fma(vec4(a.y), b[1], fma(vec4(a.x), b[0], sum))));
+    return sum
+        + fma(vec4(a.w), b[3], fma(vec4(a.z), b[2], fma(vec4(a.y), b[1], vec4(a.x) * b[0])));
 }
 
 // A thread's sums, four columns of C to a vec4: [8][2].
 var<private> sums: array<vec4<f32>, 16>;
 
-// Keeps the sums of four rows, from `row` on, and of the first or second four columns.
-fn keep_sums(row: u32, quad: u32, block: mat4x4<f32>) {
+// Adds up the sums of four rows, from `row` on, and of the first or second four columns.
+fn add_sums(row: u32, quad: u32, block: mat4x4<f32>) {
     let at = 2u * row + quad;
-    sums[at] = block[0];
-    sums[at + 2u] = block[1];
-    sums[at + 4u] = block[2];
-    sums[at + 6u] = block[3];
+    sums[at] += block[0];
+    sums[at + 2u] += block[1];
+    sums[at + 4u] += block[2];
+    sums[at + 6u] += block[3];
 }
 
-// The end of a thread's rows or columns, from `first` on. Not a minimum: Mesa unrolls a loop that
-// ends at a constant or at a minimum with one.
-fn side_end(first: u32, all: u32) -> u32 {
-    return select(all, first + SIDE, first + SIDE < all);
+// The end of `count` numbers from `first` on, which is at most `all`. Not a minimum: Mesa unrolls a
+// loop that ends at a constant or at a minimum with one.
+fn end_of(first: u32, count: u32, all: u32) -> u32 {
+    return select(all, first + count, first + count < all);
 }
 
 @compute @workgroup_size(THREADS)
@@ -95,33 +101,36 @@ fn main(
     let n = (group.x * args.n_threads + thread % args.n_threads) * SIDE;
     let first = group.z * args.k_part;
     let end = min(first + args.k_part, args.k);
-    var sum00 = mat4x4<f32>();
-    var sum01 = mat4x4<f32>();
-    var sum10 = mat4x4<f32>();
-    var sum11 = mat4x4<f32>();
-    for (var k = first; k < end; k += 4u) {
-        let a0 = block(false, m, k, end);
-        let b0 = transpose(block(true, n, k, end));
-        sum00 = multiplied(sum00, a0, b0);
+    for (var k0 = first; k0 < end; k0 += BLOCK) {
+        var sum00 = mat4x4<f32>();
+        var sum01 = mat4x4<f32>();
+        var sum10 = mat4x4<f32>();
+        var sum11 = mat4x4<f32>();
+        let block_end = end_of(k0, BLOCK, end);
+        for (var k = k0; k < block_end; k += 4u) {
+            let a0 = block(false, m, k, end);
+            let b0 = transpose(block(true, n, k, end));
+            sum00 = multiplied(sum00, a0, b0);
+            if SIDE > 4u {
+                let a1 = block(false, m + 4u, k, end);
+                sum10 = multiplied(sum10, a1, b0);
+                let b1 = transpose(block(true, n + 4u, k, end));
+                sum01 = multiplied(sum01, a0, b1);
+                sum11 = multiplied(sum11, a1, b1);
+            }
+        }
+        add_sums(0u, 0u, sum00);
         if SIDE > 4u {
-            let a1 = block(false, m + 4u, k, end);
-            sum10 = multiplied(sum10, a1, b0);
-            let b1 = transpose(block(true, n + 4u, k, end));
-            sum01 = multiplied(sum01, a0, b1);
-            sum11 = multiplied(sum11, a1, b1);
+            add_sums(0u, 1u, sum01);
+            add_sums(4u, 0u, sum10);
+            add_sums(4u, 1u, sum11);
         }
     }
-    keep_sums(0u, 0u, sum00);
-    if SIDE > 4u {
-        keep_sums(0u, 1u, sum01);
-        keep_sums(4u, 0u, sum10);
-        keep_sums(4u, 1u, sum11);
-    }
     // The compiler sees one store.
-    for (var row = m; row < side_end(m, args.m); row++) {
-        for (var column = n; column < side_end(n, args.n); column++) {
+    for (var row = m; row < end_of(m, SIDE, args.m); row++) {
+        for (var column = n; column < end_of(n, SIDE, args.n); column++) {
             let four = sums[2u * (row - m) + (column - n) / 4u];
-            store(row, column, group.z, four[(column - n) % 4u]);
+            store(row, column, group.z, four[(column - n) % 4u], true);
         }
     }
 }

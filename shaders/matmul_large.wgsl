@@ -122,27 +122,39 @@ fn biases(n: u32) -> mat4x4<f32> {
     return mat4x4(quad, quad, quad, quad);
 }
 
-fn store_rows(m: u32, n: u32, part: u32, block: mat4x4<f32>) {
-    store_quad(m, n, part, block[0]);
-    store_quad(m + 1u, n, part, block[1]);
-    store_quad(m + 2u, n, part, block[2]);
-    store_quad(m + 3u, n, part, block[3]);
+fn store_rows(m: u32, n: u32, part: u32, block: mat4x4<f32>, first: bool) {
+    store_quad(m, n, part, block[0], first);
+    store_quad(m + 1u, n, part, block[1], first);
+    store_quad(m + 2u, n, part, block[2], first);
+    store_quad(m + 3u, n, part, block[3], first);
 }
 
-// Stores Σ_k A(m, k) of the tile's rows, from the sums of the threads for each k of a slice.
-fn store_row_sums(tile_m: u32, part: u32, thread: u32, at: LoadSlot, sums: vec4<f32>) {
-    put_a(0u, at, sums);
+// Stores a thread's sums over the first block of k, or adds those of a later block.
+fn store_tile(m: u32, n: u32, part: u32, sums: Sums, first: bool) {
+    store_rows(m, n, part, sums.s00, first);
+    store_rows(m, n + 64u, part, sums.s01, first);
+    store_rows(m + 64u, n, part, sums.s10, first);
+    store_rows(m + 64u, n + 64u, part, sums.s11, first);
+}
+
+// Stores Σ_k A(m, k) of the tile's rows, from the sums of the threads for each k of a slice, by way
+// of a buffer whose slice has been multiplied.
+fn store_row_sums(
+    tile_m: u32, part: u32, thread: u32, buffer: u32, at: LoadSlot, sums: vec4<f32>, first: bool,
+) {
+    put_a(buffer, at, sums);
     workgroupBarrier();
     if thread < 32u {
         let half = thread / 16u;
         let low = thread % 16u;
         let high = low ^ 4u;
-        let sum = a_slices[0][0][0][half][low] + a_slices[0][0][1][half][low]
-            + a_slices[0][0][2][half][low] + a_slices[0][0][3][half][low]
-            + a_slices[0][1][0][half][high] + a_slices[0][1][1][half][high]
-            + a_slices[0][1][2][half][high] + a_slices[0][1][3][half][high];
-        store_sums(tile_m + 4u * thread, part, sum);
+        let sum = (a_slices[buffer][0][0][half][low] + a_slices[buffer][0][1][half][low])
+            + (a_slices[buffer][0][2][half][low] + a_slices[buffer][0][3][half][low])
+            + ((a_slices[buffer][1][0][half][high] + a_slices[buffer][1][1][half][high])
+            + (a_slices[buffer][1][2][half][high] + a_slices[buffer][1][3][half][high]));
+        store_sums(tile_m + 4u * thread, part, sum, first);
     }
+    workgroupBarrier();
 }
 
 @compute @workgroup_size(256)
@@ -178,57 +190,62 @@ fn main(
     put_b(0u, b_place, b_next);
     var row_sums = a_next;
     workgroupBarrier();
-    for (var k0 = first; k0 < end; k0 += DEPTH) {
-        let next = k0 + DEPTH;
-        a_at += a_step;
-        b_at += b_step;
-        if RUNS && !a_place.along_k {
-            a_at = a_position(tile_m + a_place.side, next + a_place.k);
+    for (var block = first; block < end; block += args.k_block) {
+        let block_end = min(block + args.k_block, end);
+        for (var k0 = block; k0 < block_end; k0 += DEPTH) {
+            let next = k0 + DEPTH;
+            a_at += a_step;
+            b_at += b_step;
+            if RUNS && !a_place.along_k {
+                a_at = a_position(tile_m + a_place.side, next + a_place.k);
+            }
+            if RUNS && !b_place.along_k {
+                b_at = b_position(tile_n + b_place.side, next + b_place.k);
+            }
+            a_next = load_a(a_at);
+            b_next = load_b(b_at);
+            sums = multiply(sums,
+                a_slices[buffer][0][0][0][m_quad], a_slices[buffer][0][0][1][m_quad],
+                b_slices[buffer][0][0][0][n_quad], b_slices[buffer][0][0][1][n_quad]);
+            sums = multiply(sums,
+                a_slices[buffer][0][1][0][m_quad], a_slices[buffer][0][1][1][m_quad],
+                b_slices[buffer][0][1][0][n_quad], b_slices[buffer][0][1][1][n_quad]);
+            sums = multiply(sums,
+                a_slices[buffer][0][2][0][m_quad], a_slices[buffer][0][2][1][m_quad],
+                b_slices[buffer][0][2][0][n_quad], b_slices[buffer][0][2][1][n_quad]);
+            sums = multiply(sums,
+                a_slices[buffer][0][3][0][m_quad], a_slices[buffer][0][3][1][m_quad],
+                b_slices[buffer][0][3][0][n_quad], b_slices[buffer][0][3][1][n_quad]);
+            sums = multiply(sums,
+                a_slices[buffer][1][0][0][m_high], a_slices[buffer][1][0][1][m_high],
+                b_slices[buffer][1][0][0][n_high], b_slices[buffer][1][0][1][n_high]);
+            sums = multiply(sums,
+                a_slices[buffer][1][1][0][m_high], a_slices[buffer][1][1][1][m_high],
+                b_slices[buffer][1][1][0][n_high], b_slices[buffer][1][1][1][n_high]);
+            sums = multiply(sums,
+                a_slices[buffer][1][2][0][m_high], a_slices[buffer][1][2][1][m_high],
+                b_slices[buffer][1][2][0][n_high], b_slices[buffer][1][2][1][n_high]);
+            sums = multiply(sums,
+                a_slices[buffer][1][3][0][m_high], a_slices[buffer][1][3][1][m_high],
+                b_slices[buffer][1][3][0][n_high], b_slices[buffer][1][3][1][n_high]);
+            if next + DEPTH > end {
+                a_next = before_end(a_next, a_place.along_k, next + a_place.k, end);
+                b_next = before_end(b_next, b_place.along_k, next + b_place.k, end);
+            }
+            row_sums += a_next;
+            buffer = 1u - buffer;
+            put_a(buffer, a_place, a_next);
+            put_b(buffer, b_place, b_next);
+            workgroupBarrier();
         }
-        if RUNS && !b_place.along_k {
-            b_at = b_position(tile_n + b_place.side, next + b_place.k);
+        zero = block >> 31u; // no k is so large
+        store_tile(m + zero, n + zero, group.z + zero, sums, block == first);
+        sums = Sums();
+        if args.row_sums + zero == 1u && group.x == 0u {
+            store_row_sums(
+                tile_m + zero, group.z, thread + zero, 1u - buffer, a_place, row_sums,
+                block == first);
+            row_sums = vec4<f32>();
         }
-        a_next = load_a(a_at);
-        b_next = load_b(b_at);
-        sums = multiply(sums,
-            a_slices[buffer][0][0][0][m_quad], a_slices[buffer][0][0][1][m_quad],
-            b_slices[buffer][0][0][0][n_quad], b_slices[buffer][0][0][1][n_quad]);
-        sums = multiply(sums,
-            a_slices[buffer][0][1][0][m_quad], a_slices[buffer][0][1][1][m_quad],
-            b_slices[buffer][0][1][0][n_quad], b_slices[buffer][0][1][1][n_quad]);
-        sums = multiply(sums,
-            a_slices[buffer][0][2][0][m_quad], a_slices[buffer][0][2][1][m_quad],
-            b_slices[buffer][0][2][0][n_quad], b_slices[buffer][0][2][1][n_quad]);
-        sums = multiply(sums,
-            a_slices[buffer][0][3][0][m_quad], a_slices[buffer][0][3][1][m_quad],
-            b_slices[buffer][0][3][0][n_quad], b_slices[buffer][0][3][1][n_quad]);
-        sums = multiply(sums,
-            a_slices[buffer][1][0][0][m_high], a_slices[buffer][1][0][1][m_high],
-            b_slices[buffer][1][0][0][n_high], b_slices[buffer][1][0][1][n_high]);
-        sums = multiply(sums,
-            a_slices[buffer][1][1][0][m_high], a_slices[buffer][1][1][1][m_high],
-            b_slices[buffer][1][1][0][n_high], b_slices[buffer][1][1][1][n_high]);
-        sums = multiply(sums,
-            a_slices[buffer][1][2][0][m_high], a_slices[buffer][1][2][1][m_high],
-            b_slices[buffer][1][2][0][n_high], b_slices[buffer][1][2][1][n_high]);
-        sums = multiply(sums,
-            a_slices[buffer][1][3][0][m_high], a_slices[buffer][1][3][1][m_high],
-            b_slices[buffer][1][3][0][n_high], b_slices[buffer][1][3][1][n_high]);
-        if next + DEPTH > end {
-            a_next = before_end(a_next, a_place.along_k, next + a_place.k, end);
-            b_next = before_end(b_next, b_place.along_k, next + b_place.k, end);
-        }
-        row_sums += a_next;
-        buffer = 1u - buffer;
-        put_a(buffer, a_place, a_next);
-        put_b(buffer, b_place, b_next);
-        workgroupBarrier();
-    }
-    store_rows(m, n, group.z, sums.s00);
-    store_rows(m, n + 64u, group.z, sums.s01);
-    store_rows(m + 64u, n, group.z, sums.s10);
-    store_rows(m + 64u, n + 64u, group.z, sums.s11);
-    if args.row_sums == 1u && group.x == 0u {
-        store_row_sums(tile_m, group.z, thread, a_place, row_sums);
     }
 }

@@ -13,6 +13,10 @@
 //
 // If C has few tiles and k is long, workgroups along z each take a part of k. Their results are
 // part_apart elements apart and are added up afterwards.
+//
+// A rounding is as large as the sum that it rounds, so a long chain of additions is inexact. On a
+// GPU a workgroup adds to C, or to its partial result, after every k_block, and starts from 0
+// again: registers have no room for a second sum.
 
 override RUNS: bool = false;
 
@@ -21,6 +25,7 @@ struct Args {
     n: u32,
     k: u32,
     k_part: u32, // k per workgroup
+    k_block: u32, // matmul, matmul_large: k after which sums are added to C, in whole slices
     a_transposed: u32, // 1: A's rows in memory are its columns
     a_first: u32,
     a_stride: u32,
@@ -62,8 +67,12 @@ fn row_at(row: u32, stride: u32, offset: u32, run: u32, skip: u32) -> u32 {
     return whole / run * skip + whole % run * stride;
 }
 
+// 0, unknown to compilers. A loop that stores has it depend on the loop: otherwise they compute all
+// positions before the loop, and keep them in registers that the sums need.
+var<private> zero: u32;
+
 // The start of row m of C, or of a partial result.
 fn c_position(m: u32, part: u32) -> u32 {
     return args.c_first + part * args.part_apart
-        + row_at(m, args.c_stride, args.c_row, args.c_run, args.c_skip);
+        + row_at(m, args.c_stride + zero, args.c_row, args.c_run, args.c_skip);
 }

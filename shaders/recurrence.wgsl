@@ -10,6 +10,7 @@
 
 override RESET_BEFORE: bool = false; // n needs every r first
 override EXTRAS: bool = false; // other activations than σ and tanh, dropout, zoneout: by arguments
+override HARDWARE_EXP: bool = false; // exponentials by the adapter's own exp
 
 const NO_ZONEOUT: u32 = 0u;
 const EXPECTED_ZONEOUT: u32 = 1u;

@@ -75,11 +75,6 @@ fn multiplied_rows(sum: mat4x4<f32>, rows: mat4x4<f32>, weights: mat4x4<f32>) ->
         multiplied_unit(sum[2], rows, weights[2]), multiplied_unit(sum[3], rows, weights[3]));
 }
 
-fn multiplied_unit(sum: vec4<f32>, rows: mat4x4<f32>, weights: vec4<f32>) -> vec4<f32> {
-    return fma(rows[3], vec4(weights.w),
-        fma(rows[2], vec4(weights.z), fma(rows[1], vec4(weights.y), fma(rows[0], vec4(weights.x), sum))));
-}
-
 // The batch rows of a workgroup, from row0 on.
 fn rows_from(row0: u32) -> u32 {
     return min(ROWS * ROW_GROUPS, args.batch - row0);

@@ -1,5 +1,7 @@
 //! Compares the kernels of products and `column_sum` with plain sums in f64.
 
+use std::ops::Range;
+
 use super::{Findings, random};
 use crate::error::Result;
 use crate::gpu::context::Gpu;
@@ -362,18 +364,7 @@ pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings<'_>) -> 
     for (seed, (rows, columns)) in (0..).zip(sizes) {
         let stride = columns + FROM;
         let a = random(rows * stride, 1.0 / (rows as f32).sqrt(), seed);
-        let out = vec![f32::NAN; columns + TO];
-        let mut buffers = BufferList::default();
-        let [a_id, out_id] = [("a", &a), ("out", &out)]
-            .map(|(name, data)| buffers.add(name, "", ElementType::F32, data.len(), Role::Input));
-        let (from, to) = (buffers.whole(a_id), buffers.whole(out_id));
-        let caps = gpu.caps();
-        let products = ProductPlanner::new(&caps, 0, &buffers);
-        let of = ColumnSum { slice: from, rows, stride, range: FROM..stride };
-        let stages = products.column_sum("column_sum", &of, to, TO, false);
-        products.add_partials(&mut buffers);
-        let inputs = [(a_id, &a[..]), (out_id, &out[..])];
-        let got = run_stages(gpu, "column_sum", buffers, stages, &inputs, out_id).await?;
+        let got = sum_columns(gpu, &a, rows, FROM..stride, TO).await?;
         let sum = |column: usize| -> f64 {
             a.chunks_exact(stride).map(|row| f64::from(row[column])).sum()
         };
@@ -383,6 +374,27 @@ pub(super) async fn check_column_sum(gpu: &Gpu, findings: &mut Findings<'_>) -> 
         findings.compare_slices("column_sum", &sizes, &got, &expected);
     }
     Ok(())
+}
+
+/// Sums columns `range` of the rows of `a`. The sums start at element `to` of what is returned.
+async fn sum_columns(
+    gpu: &Gpu,
+    a: &[f32],
+    rows: usize,
+    range: Range<usize>,
+    to: usize,
+) -> Result<Vec<f32>> {
+    let out = vec![f32::NAN; range.len() + to];
+    let mut buffers = BufferList::default();
+    let [a_id, out_id] = [("a", a), ("out", &out)]
+        .map(|(name, data)| buffers.add(name, "", ElementType::F32, data.len(), Role::Input));
+    let caps = gpu.caps();
+    let products = ProductPlanner::new(&caps, 0, &buffers);
+    let of = ColumnSum { slice: buffers.whole(a_id), rows, stride: a.len() / rows, range };
+    let stages = products.column_sum("column_sum", &of, buffers.whole(out_id), to, false);
+    products.add_partials(&mut buffers);
+    let inputs = [(a_id, a), (out_id, &out[..])];
+    run_stages(gpu, "column_sum", buffers, stages, &inputs, out_id).await
 }
 
 /// Runs `stages` once over `inputs` and returns the contents of one buffer.
@@ -402,4 +414,65 @@ async fn run_stages(
     }
     session.run(Pass::Forward).await?;
     Ok(session.read(&[(output, 0..len)], Wait::Async).await?.swap_remove(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::device::{test_device, test_device_as_gpu};
+
+    /// Half an ulp of 1: the largest error of one rounding.
+    const ROUNDING: f64 = 5.96e-8;
+
+    /// Returns numbers between 0 and 1: their sums grow steadily, and with them the roundings.
+    fn positive(count: usize, seed: u64) -> Vec<f32> {
+        random(count, 1.0, seed).iter().map(|number| number.abs()).collect()
+    }
+
+    /// Returns the root mean square of the relative errors.
+    fn relative_error(got: &[f32], expected: &[f64]) -> f64 {
+        assert_eq!(got.len(), expected.len());
+        let error = |(&got, expected): (&f32, &f64)| (f64::from(got) / expected - 1.0).powi(2);
+        let squares: f64 = got.iter().zip(expected).map(error).sum();
+        (squares / got.len() as f64).sqrt()
+    }
+
+    /// One chain of n additions has an error of √n / 3 roundings, here 41.
+    #[test]
+    fn products_add_up_long_sums_in_blocks() {
+        const MNK: [usize; 3] = [5, 12, 15_001];
+        let [m, n, k] = MNK;
+        let elements = [positive(m * k, 1), positive(k * n, 2)];
+        let a = TestMatrix::laid_out(&elements[0], [m, k], 0, k, false);
+        let b = TestMatrix::laid_out(&elements[1], [k, n], 0, n, false);
+        let bias = vec![0.0; n];
+        let expected = product(&a, &b, MNK, None);
+        let devices = [(test_device().1, Tiles::Own), (test_device_as_gpu().1, Tiles::Own)];
+        for (gpu, tiles) in devices.into_iter().chain([(test_device_as_gpu().1, Tiles::Large)]) {
+            // A product with a bias is not computed in parts.
+            for bias in [None, Some(&bias[..])] {
+                let of = multiply(&gpu, tiles, "product", MNK, &a, &b, bias);
+                let c = pollster::block_on(of).unwrap();
+                let got: Vec<f32> = (0..m * n).map(|i| c.at(i / n, i % n) as f32).collect();
+                let error = relative_error(&got, &expected) / ROUNDING;
+                let what = format!("{tiles:?}, software: {}", gpu.caps().software);
+                assert!(error < 8.0, "{error} roundings, {what}, bias: {}", bias.is_some());
+            }
+        }
+    }
+
+    /// As the loss of 200,000 rows is, and the gradients of biases.
+    #[test]
+    fn column_sums_add_up_long_sums_in_blocks() {
+        const ROWS: usize = 200_000;
+        const COLUMNS: usize = 17;
+        let a = positive(ROWS * COLUMNS, 3);
+        let sum = |column| a.iter().skip(column).step_by(COLUMNS).copied().map(f64::from).sum();
+        let expected: Vec<f64> = (0..COLUMNS).map(sum).collect();
+        for (_, gpu) in [test_device(), test_device_as_gpu()] {
+            let got = pollster::block_on(sum_columns(&gpu, &a, ROWS, 0..COLUMNS, 0)).unwrap();
+            let error = relative_error(&got, &expected) / ROUNDING;
+            assert!(error < 1.5, "{error} roundings, software: {}", gpu.caps().software);
+        }
+    }
 }

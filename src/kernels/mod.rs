@@ -23,6 +23,7 @@
 //! | `RESET_BEFORE` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | two products one after the other, or three at once |
 //! | `GATES_RZ`, `GATE_N` | `forward`, `backward` | with reset before, a step's two dispatches: sums in registers, barriers |
 //! | `EXTRAS` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | random draws and all activations double the code of a step |
+//! | `HARDWARE_EXP` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | the code of an exponential |
 //! | `M_THREADS`, `N_THREADS` | `matmul` | a workgroup's threads; sizes of workgroup memory |
 //! | `N_QUADS` | `matmul` | sums in registers |
 //! | `SIDE` | `matmul_blocks` | sums in registers |
@@ -213,9 +214,9 @@ mod training;
 mod tests;
 
 pub use products::{
-    BLOCKS_THREADS, COLUMN_SUM, COLUMN_SUM_LANES, COLUMN_SUM_THREADS, ColumnSumArgs, LARGE_DEPTH,
-    LARGE_SIDE, MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR, MATMUL_LARGE, MATMUL_LARGE_SCALAR,
-    MatmulArgs, MatmulConstants,
+    BLOCKS_DEPTH, BLOCKS_THREADS, COLUMN_SUM, COLUMN_SUM_BLOCK, COLUMN_SUM_LANES,
+    COLUMN_SUM_THREADS, ColumnSumArgs, LARGE_DEPTH, LARGE_SIDE, MATMUL, MATMUL_BLOCKS,
+    MATMUL_BLOCKS_SCALAR, MATMUL_LARGE, MATMUL_LARGE_SCALAR, MatmulArgs, MatmulConstants,
 };
 pub use recurrence::{
     BACKWARD, BACKWARD_LANES, BACKWARD_LANES_SCALAR, BACKWARD_SCALAR, FORWARD, FORWARD_LANES,

@@ -16,6 +16,8 @@ args! {
         k,
         /// The part of the sum that one workgroup computes.
         k_part,
+        /// [`MATMUL`] and [`MATMUL_LARGE`]: the part of that which is added to C at once.
+        k_block,
         /// 1: A's rows in memory are its columns.
         a_transposed,
         /// Index of A's first element.
@@ -161,6 +163,9 @@ pub static MATMUL_LARGE_SCALAR: Kernel = Kernel {
 /// The threads of a workgroup of [`MATMUL_BLOCKS`].
 pub const BLOCKS_THREADS: usize = 16;
 
+/// The elements along k that [`MATMUL_BLOCKS`] adds up in registers.
+pub const BLOCKS_DEPTH: usize = 64;
+
 /// The results of a thread. The argument n_threads shapes the tile of a workgroup.
 fn blocks_workgroup(constants: &[u32]) -> Workgroup {
     Workgroup { threads: BLOCKS_THREADS as u64, bytes: 0, tile: [constants[1]; 2] }
@@ -220,6 +225,10 @@ pub const COLUMN_SUM_THREADS: usize = 256;
 /// The most threads for a column. The workgroup's tile depends on an argument, so that all sums of a
 /// run share a pipeline.
 pub const COLUMN_SUM_LANES: usize = 16;
+
+/// The rows that a thread of [`COLUMN_SUM`] adds up first, and the number of these sums that it
+/// adds up then.
+pub const COLUMN_SUM_BLOCK: usize = 8;
 
 /// Sums over rows, for the gradients of the biases and for partial results.
 pub static COLUMN_SUM: Kernel = Kernel {

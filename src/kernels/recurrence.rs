@@ -94,6 +94,8 @@ args! {
         reset_before,
         /// 1: activations, dropout and zoneout follow the arguments; 0: σ, tanh and neither.
         extras,
+        /// 1: exponentials by the adapter's own exp; 0: in plain arithmetic.
+        hardware_exp,
         /// 1: computes r and z.
         gates_rz,
         /// 1: computes n.
@@ -119,6 +121,7 @@ args! {
 const STEP_CONSTANTS: &[&str] = &[
     "RESET_BEFORE",
     "EXTRAS",
+    "HARDWARE_EXP",
     "GATES_RZ",
     "GATE_N",
     "UNIT_QUADS",
@@ -138,6 +141,8 @@ args! {
         reset_before,
         /// 1: activations, dropout and zoneout follow the arguments; 0: σ, tanh and neither.
         extras,
+        /// 1: exponentials by the adapter's own exp; 0: in plain arithmetic.
+        hardware_exp,
         /// Quads of hidden units: all of them.
         unit_quads,
         /// Threads along the k of a gate.
@@ -152,7 +157,7 @@ args! {
 }
 
 const PERSISTENT_CONSTANTS: &[&str] =
-    &["RESET_BEFORE", "EXTRAS", "UNIT_QUADS", "PARTS", "BLOCKS", "ROWS", "THREADS"];
+    &["RESET_BEFORE", "EXTRAS", "HARDWARE_EXP", "UNIT_QUADS", "PARTS", "BLOCKS", "ROWS", "THREADS"];
 
 /// The most blocks of weights of a thread of the persistent kernels.
 pub const MAX_BLOCKS: usize = 8;

@@ -331,6 +331,9 @@ fn the_sizes_are_the_shaders_constants() {
     let find = |name| modules.iter().find(|(kernel, _)| kernel.name == name).unwrap();
     let (_, module) = find("column_sum");
     assert_eq!(constant(module, "THREADS"), Some(COLUMN_SUM_THREADS as u32));
+    assert_eq!(constant(module, "BLOCK"), Some(COLUMN_SUM_BLOCK as u32));
+    let (_, module) = find("matmul_blocks");
+    assert_eq!(constant(module, "BLOCK"), Some(BLOCKS_DEPTH as u32));
     let (kernel, module) = find("matmul_large");
     assert_eq!([constant(module, "TILE").unwrap(); 2], (kernel.workgroup)(&[0]).tile);
     assert_eq!(constant(module, "DEPTH"), Some(LARGE_DEPTH as u32));

@@ -45,6 +45,9 @@ pub struct DeviceCaps {
     /// other values. Drivers do not report it: 128 on NVIDIA and AMD's RDNA, 80 on AMD's GCN,
     /// otherwise 32. A software adapter has 128, which it keeps in memory.
     pub thread_weights: usize,
+    /// True if the device has an instruction for exponentials. A software adapter has polynomials,
+    /// less exact than the kernels' own.
+    pub hardware_exp: bool,
     /// True if kernels have their arguments as immediates: WGSL's `var<immediate>`, in the command
     /// buffer. Otherwise they load them from a storage buffer.
     pub immediates: bool,
@@ -104,6 +107,7 @@ impl DeviceCaps {
             dispatch_cost: Self::LAVAPIPE_DISPATCH,
             large_tile_flops: Self::LAVAPIPE_LARGE_TILE,
             thread_weights: if software { 128 } else { 32 },
+            hardware_exp: !software,
             immediates: false,
             f16: false,
             subgroups: None,
@@ -155,6 +159,12 @@ impl DeviceCaps {
     #[must_use]
     pub const fn with_thread_weights(self, thread_weights: usize) -> Self {
         Self { thread_weights, ..self }
+    }
+
+    /// Sets whether the device has an instruction for exponentials.
+    #[must_use]
+    pub const fn with_hardware_exp(self, hardware_exp: bool) -> Self {
+        Self { hardware_exp, ..self }
     }
 
     /// Sets whether kernels have their arguments as immediates.

@@ -19,7 +19,7 @@ pub(crate) use sums::ColumnSum;
 /// The largest number of workgroups of a dispatch along one axis: WebGPU's default limit.
 pub(super) const MAX_WORKGROUPS: usize = 65_535;
 
-/// The shortest sum that is worth its own workgroup.
+/// The shortest sum that is worth its own workgroup on a software adapter.
 const MATMUL_MIN_DEPTH: usize = 512;
 
 /// The same for the large tile, which computes a sum several times as fast.
@@ -239,7 +239,11 @@ impl<'a> ProductPlanner<'a> {
         let parts = match tile {
             ProductTile::Large => self.large_parts(&[x * y], k, most),
             _ if !product.is_splittable() => 1,
-            ProductTile::Staged(_) | ProductTile::Blocks(_) => {
+            // A GPU with few workgroups waits for each slice of k, and short parts are more exact.
+            ProductTile::Staged(_) => {
+                self.parts(x * y, k.div_ceil(tile.depth()).min(self.most_partials(len)))
+            }
+            ProductTile::Blocks(_) => {
                 self.parts(x * y, (k / MATMUL_MIN_DEPTH).min(self.most_partials(len)))
             }
         };
@@ -261,7 +265,7 @@ impl<'a> ProductPlanner<'a> {
             return self.whole(gradients, tile);
         }
         let k = gradients[0].product.mnk[2];
-        let k_part = k.div_ceil(parts).next_multiple_of(16).min(tile.max_depth());
+        let k_part = k.div_ceil(parts).next_multiple_of(tile.depth()).min(tile.max_depth());
         let parts = k.div_ceil(k_part);
         let mut ranges: Vec<_> = gradients.iter().flat_map(WeightGradient::results).collect();
         ranges.sort_by_key(|range| range.start);

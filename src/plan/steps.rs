@@ -335,6 +335,7 @@ impl Planner<'_> {
             n: gates != Gates::ResetUpdate,
             reset_before: config.reset == Reset::Before,
             extras: self.has_extras(layer),
+            hardware_exp: self.caps.hardware_exp,
         };
         let groups = rows.div_ceil(kernel.rows());
         let count = args.count as usize;

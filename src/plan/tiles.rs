@@ -77,6 +77,8 @@ pub(super) struct StepVariant {
     pub reset_before: bool,
     /// Other activations than σ and tanh, dropout or zoneout.
     pub extras: bool,
+    /// The device's own exp is exact enough.
+    pub hardware_exp: bool,
 }
 
 /// The kernels of the two passes of a run.

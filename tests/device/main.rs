@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod activations;
 mod asynchronous;
 mod device_lost;
 mod dropout;

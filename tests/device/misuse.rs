@@ -427,7 +427,7 @@ fn plans(t: &mut Table) {
         "plan::DeviceCaps::with_f16 plan::DeviceCaps::with_subgroups plan::SubgroupSizes::range \
          plan::DeviceCaps::with_cooperative_matrices plan::DeviceCaps::with_cores plan::DeviceCaps::with_lanes \
          plan::DeviceCaps::with_dispatch_cost plan::DeviceCaps::with_large_tile_flops plan::Plan::pipelines \
-         plan::DeviceCaps::with_immediates plan::DeviceCaps::with_thread_weights plan::DeviceCaps::with_discrete \
+         plan::DeviceCaps::with_immediates plan::DeviceCaps::with_hardware_exp plan::DeviceCaps::with_thread_weights plan::DeviceCaps::with_discrete \
          plan::ElementType::size plan::ElementType::bytes",
         "sizes that make no sense",
         || {
@@ -435,6 +435,7 @@ fn plans(t: &mut Table) {
                 let odd = DeviceCaps::new(caps.limits, software).with_cores(size).with_lanes(size);
                 let odd = odd.with_dispatch_cost(size).with_large_tile_flops(size as u64);
                 let odd = odd.with_thread_weights(size).with_immediates(size == 0);
+                let odd = odd.with_hardware_exp(size == 0);
                 for shape in [config().shape(1, 1).unwrap(), config().shape(9, 40).unwrap()] {
                     let options = RunOptions::default();
                     Plan::with_options(&config(), shape, Mode::Training, options, &odd).unwrap().pipelines();

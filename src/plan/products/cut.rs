@@ -57,6 +57,7 @@ impl Cut {
             n: n as u32,
             k: k as u32,
             k_part: k_part as u32,
+            k_block: self.tile.k_block(k_part.min(k)) as u32,
             a_transposed: u32::from(a.transposed),
             a_first,
             a_stride,

@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use super::{over_two_axes, product};
-use crate::kernels::{COLUMN_SUM, COLUMN_SUM_LANES, COLUMN_SUM_THREADS, ColumnSumArgs};
+use crate::kernels::{
+    COLUMN_SUM, COLUMN_SUM_BLOCK, COLUMN_SUM_LANES, COLUMN_SUM_THREADS, ColumnSumArgs,
+};
 use crate::plan::{BufferSlice, Dispatch, Stage};
 
 /// Columns of a matrix to sum.
@@ -57,6 +59,13 @@ pub(super) fn sum_stage(
         padded_flops: product([groups, tile, rows]),
         bytes: slice.element.size() * product([rows, width])
             + out.element.size() * product([parts, width]),
-        iterations: (rows_part.div_ceil(lanes) + COLUMN_SUM_LANES.ilog2() as usize + 1) as u64,
+        iterations: iterations(rows_part.div_ceil(lanes)) as u64,
     })
+}
+
+/// Returns the iterations of a thread that adds up `rows`: these, their blocks, and the tree.
+fn iterations(rows: usize) -> usize {
+    let blocks = rows.div_ceil(COLUMN_SUM_BLOCK);
+    let outer_blocks = blocks.div_ceil(COLUMN_SUM_BLOCK);
+    rows + blocks + outer_blocks + COLUMN_SUM_LANES.ilog2() as usize + 1
 }

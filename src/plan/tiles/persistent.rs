@@ -105,6 +105,7 @@ impl PersistentTile {
         PersistentConstants {
             reset_before: u32::from(variant.reset_before),
             extras: u32::from(variant.extras),
+            hardware_exp: u32::from(variant.hardware_exp),
             unit_quads: self.unit_quads as u32,
             parts: self.parts as u32,
             blocks: self.blocks as u32,

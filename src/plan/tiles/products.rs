@@ -3,8 +3,8 @@
 use super::allow;
 use crate::error::Result;
 use crate::kernels::{
-    BLOCKS_THREADS, Kernel, LARGE_DEPTH, LARGE_SIDE, MATMUL, MATMUL_BLOCKS, MATMUL_BLOCKS_SCALAR,
-    MATMUL_LARGE, MATMUL_LARGE_SCALAR, MatmulConstants,
+    BLOCKS_DEPTH, BLOCKS_THREADS, Kernel, LARGE_DEPTH, LARGE_SIDE, MATMUL, MATMUL_BLOCKS,
+    MATMUL_BLOCKS_SCALAR, MATMUL_LARGE, MATMUL_LARGE_SCALAR, MatmulConstants,
 };
 use crate::plan::DeviceCaps;
 
@@ -130,6 +130,16 @@ impl ProductTile {
         }
     }
 
+    /// Returns the elements along k that a workgroup of a sum of length `k` adds up in registers,
+    /// before it adds them to the result in memory. About √k would be the most exact. With fewer
+    /// than 128, reading and writing the result would take a noticeable time.
+    pub fn k_block(&self, k: usize) -> usize {
+        match self {
+            Self::Large | Self::Staged(_) => k.isqrt().next_power_of_two().clamp(128, 256),
+            Self::Blocks(_) => BLOCKS_DEPTH,
+        }
+    }
+
     /// Returns the longest sum that a workgroup computes: its iterations stay below
     /// [`crate::kernels::LOOP_BUDGET`].
     pub fn max_depth(&self) -> usize {
@@ -143,12 +153,15 @@ impl ProductTile {
     /// Returns the iterations of a thread's loops for a sum of length `k`.
     pub fn iterations(&self, k: usize) -> usize {
         let slices = k.div_ceil(self.depth());
+        let blocks = k.div_ceil(self.k_block(k));
         match self {
-            Self::Large => slices,
-            // Per slice: its k, the thread's staged elements, and the slice itself. Finally the
-            // blocks, one after another.
-            Self::Staged(tile) => slices * (3 * tile.depth + 3) + 2 * tile.n_quads * 17,
-            Self::Blocks(tile) => slices + (tile.side + 1) * tile.side,
+            Self::Large => slices + blocks,
+            // Per slice: its k, the thread's staged elements, and the slice itself. Per block of k:
+            // the thread's results, one after another, and the block itself.
+            Self::Staged(tile) => {
+                slices * (3 * tile.depth + 3) + blocks * (2 * tile.n_quads * 17 + 1)
+            }
+            Self::Blocks(tile) => slices + blocks + (tile.side + 1) * tile.side,
         }
     }
 }
