@@ -64,6 +64,9 @@ const N_RECURRENT: usize = 2;
 const CANDIDATE: usize = 3;
 const NEW: usize = 4;
 
+/// The elements of the blocks (16 KiB) whose products are computed before their activations.
+const GROUP_LEN: usize = 4 << 10;
+
 /// Scratch memory for a chunk of C steps.
 struct StepScratch {
     /// The states h, `[M, padded H]`.
@@ -307,34 +310,52 @@ impl SimdKernel for StepBlocks<'_> {
     #[inline(always)]
     fn run<V: SimdVector, const N: usize, const ROWS: usize>(mut self) {
         let rows = self.operand.rows;
+        let block_len = SLOTS * rows * N;
         let blocks = std::mem::take(&mut self.blocks);
-        for (i, block) in blocks.chunks_exact_mut(SLOTS * rows * N).enumerate() {
-            let q = self.first + i;
-            // Whole:     block[r, z, n_recurrent] = h · W_hhᵀ, all three gates
-            // Gates:     block[r, z]              = h · W_hhᵀ, the gates r and z
-            // Candidate: block[n]                 = (r ⊙ h) · W_hnᵀ
-            let (slots, panel) = match self.stage {
-                CellStage::Whole => (R..N_RECURRENT + 1, 3 * q),
-                CellStage::Gates => (R..N_RECURRENT, 3 * q),
-                CellStage::Candidate => (CANDIDATE..NEW, 3 * q + 2),
-            };
-            let out = &mut block[slots.start * rows * N..slots.end * rows * N];
-            out.fill(0.0);
-            add_product::<V, N, ROWS>(AddProduct {
-                left: self.operand,
-                right: &self.weights.recurrent,
-                depth: 0..self.weights.spec.hidden,
-                first: panel,
-                out,
-            });
-            for row in 0..rows {
-                self.activations::<V, N>(q, row, block);
+        // The activations of one row wait for each other. So those of several blocks follow each
+        // other, as many blocks as stay in the nearest cache.
+        let group = (GROUP_LEN / block_len).max(1);
+        for (i, group_blocks) in blocks.chunks_mut(group * block_len).enumerate() {
+            let first = self.first + i * group;
+            for (q, block) in (first..).zip(group_blocks.chunks_exact_mut(block_len)) {
+                self.products::<V, N, ROWS>(q, block);
+            }
+            for (q, block) in (first..).zip(group_blocks.chunks_exact_mut(block_len)) {
+                for row in 0..rows {
+                    self.activations::<V, N>(q, row, block);
+                }
             }
         }
     }
 }
 
 impl StepBlocks<'_> {
+    /// Computes the recurrent products of block q, without the biases:
+    ///
+    /// ```text
+    /// Whole:     block[r, z, n_recurrent] = h · W_hhᵀ, all three gates
+    /// Gates:     block[r, z]              = h · W_hhᵀ, the gates r and z
+    /// Candidate: block[n]                 = (r ⊙ h) · W_hnᵀ
+    /// ```
+    #[inline(always)]
+    fn products<V: SimdVector, const N: usize, const ROWS: usize>(
+        &self,
+        q: usize,
+        block: &mut [f32],
+    ) {
+        let (slots, first) = match self.stage {
+            CellStage::Whole => (R..N_RECURRENT + 1, 3 * q),
+            CellStage::Gates => (R..N_RECURRENT, 3 * q),
+            CellStage::Candidate => (CANDIDATE..NEW, 3 * q + 2),
+        };
+        let slot_len = self.operand.rows * N;
+        let out = &mut block[slots.start * slot_len..slots.end * slot_len];
+        out.fill(0.0);
+        let (left, right) = (self.operand, &self.weights.recurrent);
+        let depth = 0..self.weights.spec.hidden;
+        add_product::<V, N, ROWS>(AddProduct { left, right, depth, first, out });
+    }
+
     /// Applies the activations to the recurrent sums s of one row of block q, `[N]` per slot, and to
     /// its input products i. An input product is added to the whole sum of the recurrent product:
     /// if the sum started with it, each addition would be rounded to its size.

@@ -7,9 +7,9 @@
 //! each index of the inner axis, a row of the panel is loaded once and multiplied with one element
 //! of each row of the tile.
 //!
-//! **The order of a sum.** The terms of a block of [`BLOCK`] indices are added in their order, and
-//! the sums of the blocks in theirs. So a sum of n terms has chains of `BLOCK + n / BLOCK` additions
-//! instead of n, and its rounding error is as much smaller. The order depends neither on the tile
+//! **The order of a sum.** The terms of a block of indices are added in their order, and the sums of
+//! the blocks in theirs. So a sum of n terms in blocks of b has a chain of b + n / b additions instead
+//! of n, and its rounding error is as much smaller. The order depends neither on the tile
 //! sizes nor on the threads.
 
 use std::ops::Range;
@@ -19,9 +19,17 @@ use rayon::prelude::*;
 use super::simd::{SimdKernel, SimdLevel, SimdVector, lanes, lanes_mut};
 use crate::error::{Result, try_grow, try_lazy_zeros};
 
-/// The length of the sums that are added up in a register before they are added to the result. With
-/// shorter ones, adding them to the result takes longer than 5 % of a product.
-pub(super) const BLOCK: usize = 32;
+/// Returns the length of the blocks of a sum of `depth` terms. Adding a block to the result in memory
+/// takes as long as a few of its terms, so longer sums have longer blocks, and short ones only one.
+fn block_len(depth: usize) -> usize {
+    match depth {
+        ..=128 => 128,
+        _ => (depth / 8).next_multiple_of(64).clamp(64, 128),
+    }
+}
+
+/// The height of tiles up to which one panel has too few sums to keep a CPU busy.
+const FEW_ROWS: usize = 4;
 
 /// The most columns of an [`AddTransposed`]: a multiple of the tile height of every [`SimdLevel`], so
 /// few that the gate gradients stay in the cache.
@@ -271,13 +279,11 @@ fn add_panels<V: SimdVector, const N: usize, const ROWS: usize, const W: usize>(
     mut out: &mut [f32],
 ) {
     let panel_len = left.rows * N;
-    while out.len() >= 3 * panel_len {
+    // Tiles of few rows take three panels at once.
+    let has_few_rows = tile_heights(left.rows, ROWS).any(|(_, height)| height <= FEW_ROWS);
+    while has_few_rows && out.len() >= 3 * panel_len {
         let (three, rest) = out.split_at_mut(3 * panel_len);
-        let panels = [
-            right.panel(first, depth),
-            right.panel(first + 1, depth),
-            right.panel(first + 2, depth),
-        ];
+        let panels = [0, 1, 2].map(|p| right.panel(first + p, depth));
         add_tiles::<V, N, ROWS, 3, W>(left, panels, three);
         (out, first) = (rest, first + 3);
     }
@@ -294,14 +300,19 @@ fn add_tiles<V: SimdVector, const N: usize, const ROWS: usize, const P: usize, c
     panels: [&[f32]; P],
     out: &mut [f32],
 ) {
-    let slice = (CACHED_PANELS / (size_of::<f32>() * N * P)).next_multiple_of(BLOCK);
+    let block = block_len(left.depth);
+    // A single tile reads the panels once.
+    let slice = match tile_height(left.rows, ROWS) < left.rows {
+        true => (CACHED_PANELS / (size_of::<f32>() * N * P)).next_multiple_of(block),
+        false => left.depth,
+    };
     for first in (0..left.depth).step_by(slice) {
         let depth = first..left.depth.min(first + slice);
         let mut at = 0;
         for (row, height) in tile_heights(left.rows, ROWS) {
             let data = &left.data[at..at + height * left.depth];
             at += height * left.depth;
-            let tile = Tile { data, depth: depth.clone(), row, rows: left.rows };
+            let tile = Tile { data, depth: depth.clone(), block, row, rows: left.rows };
             match height {
                 1 => tile.add_few::<V, N, ROWS, 1, P, W>(panels, out),
                 2 => tile.add_few::<V, N, ROWS, 2, P, W>(panels, out),
@@ -325,6 +336,8 @@ struct Tile<'a> {
     data: &'a [f32],
     /// The indices of the inner axis.
     depth: Range<usize>,
+    /// The length of the blocks of a sum.
+    block: usize,
     /// The first row.
     row: usize,
     /// The number of all rows. Rows past the last are not stored.
@@ -377,9 +390,9 @@ impl Tile<'_> {
         vector: usize,
         out: &mut [f32],
     ) {
-        let Self { row, rows, .. } = *self;
-        for first in self.depth.clone().step_by(BLOCK) {
-            let last = self.depth.end.min(first + BLOCK);
+        let Self { block, row, rows, .. } = *self;
+        for first in self.depth.clone().step_by(block) {
+            let last = self.depth.end.min(first + block);
             let left = &self.data[first * M..last * M];
             let panels = panels.map(|panel| &panel[first * N..last * N]);
             let sums = multiply::<V, N, M, P, W>(left, panels, vector);
@@ -457,7 +470,7 @@ fn multiply_blocks<V: SimdVector, const N: usize, const ROWS: usize>(
     panel: &[f32],
 ) -> [[V; 2]; ROWS] {
     // Short sums have shorter blocks, so that their chains are about as short.
-    let block = (left.len() / ROWS / 8).clamp(8, BLOCK);
+    let block = (left.len() / ROWS / 8).clamp(8, 32);
     let mut totals = [[V::splat(0.0); 2]; ROWS];
     for (left, panel) in left.chunks(block * ROWS).zip(panel.chunks(block * N)) {
         let [sums] = multiply::<V, N, ROWS, 1, 2>(left, [panel], 0);

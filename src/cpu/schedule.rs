@@ -15,7 +15,7 @@ const MIN_SHARED_STEP_FLOPS: f64 = 4e6;
 
 /// The longest inner axis (steps × rows) of a product for the weights' gradients. Packed operands
 /// of this size stay in the cache.
-pub(super) const MAX_PRODUCT_DEPTH: usize = 256;
+pub(super) const MAX_PRODUCT_DEPTH: usize = 512;
 
 /// The elements (4 MiB) of a layer's gates that are still in the last-level cache after the steps
 /// that computed their gradients.
