@@ -19,14 +19,14 @@ HERE = pathlib.Path(__file__).parent
 
 CASES = [
     # name, T, B, I, H, layers, directions, gain of the weights, seeds
-    ("short", 7, 3, 5, 11, 1, 1, 1.0, 16),
+    ("short", 7, 3, 5, 11, 1, 1, 1.0, 32),
     ("usual", 40, 8, 30, 64, 1, 1, 1.0, 2),
     ("wide", 12, 4, 96, 200, 1, 1, 1.0, 1),
     ("wide input", 5, 17, 700, 21, 1, 1, 1.0, 2),
     ("10,000 steps", 10_000, 1, 5, 16, 1, 1, 1.0, 2),
     ("10,000 rows", 1_000, 10, 6, 17, 1, 1, 1.0, 2),
-    ("large pre-activations", 20, 6, 23, 37, 1, 1, 6.0, 4),
-    ("two layers both ways", 30, 5, 13, 24, 2, 2, 1.0, 4),
+    ("large pre-activations", 20, 6, 23, 37, 1, 1, 6.0, 8),
+    ("two layers both ways", 30, 5, 13, 24, 2, 2, 1.0, 6),
 ]
 
 # The arrays of a case, each with a hash of its own.
