@@ -1,7 +1,7 @@
 """Compares this library's speed with other libraries in one run, taking turns.
 
     cargo bench --bench peer_times --no-run                            # once
-    python benches/against_peers.py [T,B,I,H ...] [--only forward|train] [--rounds N]
+    python benches/against_peers.py [T,B,I,H ...] [--only forward|train|step] [--rounds N]
     python benches/against_peers.py --device software --peers burn ort-webgpu \\
         --burn benches/peers/target/release/peers 16,8,64,64 64,32,128,256
 
@@ -14,6 +14,9 @@ The Python peers need numpy, onnx, onnxruntime and torch. Each contender is a se
 turns, so that a slow moment of the machine affects all of them. A number is the median of all repeats of all
 rounds, in ms; a call ends with its results in host memory. `ours / peer` below 1 means that this library is
 faster. A software adapter computes on the CPU and is not a GPU.
+
+With --only step a call is one step of a stream, with the state carried (T is not used), and the 99th percentile of
+all calls stands behind the median.
 
 With --cpu-time a number is the CPU time of a call, with every contender on one thread (Linux). Use it on a shared
 machine, where wall time depends on the other users.
@@ -40,6 +43,11 @@ PEERS = {
     "ort-webgpu": "ONNX Runtime WebGPU",
 }
 
+MODES = {
+    "ort": ["forward", "step"], "ort-webgpu": ["forward"], "torch": ["forward", "train", "step"],
+    "burn": ["forward", "train"], "candle": ["forward", "train"],
+}
+
 THREADS = int(os.environ.get("RAYON_NUM_THREADS", os.cpu_count()))
 
 
@@ -63,20 +71,23 @@ def ort_once(mode, steps, batch, inputs, hidden, webgpu=False):
     import onnxruntime as ort
     from onnx import TensorProto, helper, numpy_helper
 
-    assert mode == "forward"
+    assert mode in ("forward", "step")
+    is_step = mode == "step"
+    steps = 1 if is_step else steps
     random = np.random.default_rng(0)
 
     def array(*shape):
         return (random.standard_normal(shape) * 0.1).astype(np.float32)
 
     weights = {"W": array(1, 3 * hidden, inputs), "R": array(1, 3 * hidden, hidden), "B": array(1, 6 * hidden)}
-    node = helper.make_node("GRU", ["X", *weights], ["Y", "Y_h"], hidden_size=hidden, linear_before_reset=1)
+    state = ["", "H0"] if is_step else []
+    node = helper.make_node("GRU", ["X", *weights, *state], ["Y", "Y_h"], hidden_size=hidden, linear_before_reset=1)
 
     def info(name, *shape):
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     graph = helper.make_graph(
-        [node], "gru", [info("X", steps, batch, inputs)],
+        [node], "gru", [info("X", steps, batch, inputs), *([info("H0", 1, batch, hidden)] if is_step else [])],
         [info("Y", steps, 1, batch, hidden), info("Y_h", 1, batch, hidden)],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
@@ -93,14 +104,23 @@ def ort_once(mode, steps, batch, inputs, hidden, webgpu=False):
         session = ort.InferenceSession(model.SerializeToString(), options)
     else:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    x = array(steps, batch, inputs)
-    return lambda: session.run(None, {"X": x})
+    feed = {"X": array(steps, batch, inputs)}
+    if not is_step:
+        return lambda: session.run(None, feed)
+    feed["H0"] = array(1, batch, hidden)
+
+    def step():
+        feed["H0"] = session.run(["Y_h"], feed)[0]
+
+    return step
 
 
 def torch_once(mode, steps, batch, inputs, hidden):
     import torch
 
     torch.set_num_threads(THREADS)
+    if mode == "step":
+        steps = 1
     return gru_once(mode, (steps, batch, inputs, hidden))
 
 
@@ -145,6 +165,14 @@ def enough(shape, mode):
     return max(5, round(1.2e11 / flops))
 
 
+def time_text(mode, values):
+    """The median, in ms; of a step in µs, with the 99th percentile."""
+    if mode != "step":
+        return f"{statistics.median(values):.2f}"
+    p99 = statistics.quantiles(values, n=100)[98]
+    return f"{statistics.median(values) * 1e3:.1f} µs, p99 {p99 * 1e3:.1f}"
+
+
 def own_program():
     root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
     target = os.environ.get("CARGO_TARGET_DIR", os.path.join(root, "target"))
@@ -159,7 +187,7 @@ def main():
     parser.add_argument("shapes", nargs="*", default=SHAPES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", choices=["forward", "train"])
+    parser.add_argument("--only", choices=["forward", "train", "step"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "software", "gpu"])
     parser.add_argument("--peers", nargs="*", default=["ort", "torch"], choices=PEERS)
     parser.add_argument("--burn", help="the program of benches/peers, for burn and candle")
@@ -184,7 +212,7 @@ def main():
     print("|---|---|---|" + "---|---|" * len(args.peers))
     for shape in args.shapes:
         for mode in [args.only] if args.only else ["forward", "train"]:
-            names = [name for name in contenders if not (name.startswith("ort") and mode == "train")]
+            names = [name for name in contenders if name == "ours" or mode in MODES[name]]
             taken = {name: [] for name in names}
             for name in names:
                 # Imports and first use of memory, which are not part of a call.
@@ -196,10 +224,11 @@ def main():
                     else:
                         taken[name] += contenders[name].ask(mode, shape, args.repeats)
             median = {name: statistics.median(values) for name, values in taken.items()}
-            cells = [shape, mode, f"{median['ours']:.2f}"]
+            shown = {name: time_text(mode, values) for name, values in taken.items()}
+            cells = [shape, mode, shown["ours"]]
             for peer in args.peers:
                 known = peer in median
-                cells += [f"{median[peer]:.2f}", f"{median['ours'] / median[peer]:.2f}"] if known else ["", ""]
+                cells += [shown[peer], f"{median['ours'] / median[peer]:.2f}"] if known else ["", ""]
             print("|", " | ".join(cells), "|", flush=True)
 
 

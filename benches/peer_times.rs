@@ -1,5 +1,5 @@
-//! Times this library. Reads lines `forward|train T,B,I,H REPEATS` on stdin and writes a line of
-//! milliseconds for each on stdout. `against_peers.py` calls it in turn with other programs.
+//! Times this library. Reads lines `forward|train|step T,B,I,H REPEATS` on stdin and writes a line of
+//! milliseconds for each on stdout. `step` is one step of a stream. `against_peers.py` calls it in turn with other programs.
 //! GRU_DEVICE names the device; the default is the CPU.
 #![allow(clippy::print_stdout, reason = "a program")]
 
@@ -7,7 +7,7 @@ use std::io::BufRead;
 use std::time::Instant;
 
 use gru_wgpu::{DeviceKind, Gru, GruConfig, Init, Result};
-use ndarray::Array3;
+use ndarray::{Array3, s};
 
 fn main() -> Result<()> {
     let word = std::env::var("GRU_DEVICE").unwrap_or_default();
@@ -27,6 +27,9 @@ fn main() -> Result<()> {
             ((7 * t + 5 * b + 3 * i) % 19) as f32 * 0.1 - 0.9
         });
         let dy = Array3::ones((steps, batch, hidden));
+        let now = x.slice(s![..1, .., ..]);
+        let mut stream = gru.stream(batch, &[1])?;
+        let mut y = Array3::zeros((1, batch, hidden));
         let repeats: usize = repeats.parse().unwrap_or(5);
         let mut times = Vec::new();
         for repeat in 0..repeats + 2 {
@@ -39,6 +42,7 @@ fn main() -> Result<()> {
                     let (_, tape) = gru.forward_train(&x)?;
                     gru.backward(tape, Some(dy.view()), None)?;
                 }
+                "step" => gru.step(&mut stream, now, y.view_mut())?,
                 _ => {
                     gru.forward(&x)?;
                 }

@@ -14,8 +14,8 @@ import time
 
 
 def gru_once(mode, shape, device="cpu", dtype=None):
-    """Returns a function that runs torch.nn.GRU once, with x and weights on the device: forward under inference_mode, or
-    forward and backward of the sum of y, including the gradient of x."""
+    """Returns a function that runs torch.nn.GRU once, with x and weights on the device: forward under inference_mode,
+    forward and backward of the sum of y, including the gradient of x, or forward from the last state (step)."""
     import torch
 
     steps, batch, inputs, hidden = shape
@@ -32,7 +32,13 @@ def gru_once(mode, shape, device="cpu", dtype=None):
         x.grad = None
         gru(x)[0].sum().backward()
 
-    return {"forward": forward, "train": train}[mode]
+    state = [None]
+
+    def step():
+        with torch.inference_mode():
+            state[0] = gru(x, state[0])[1]
+
+    return {"forward": forward, "train": train, "step": step}[mode]
 
 
 def cuda_times(once):
