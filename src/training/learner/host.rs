@@ -1,7 +1,5 @@
 //! [`HostBackend`]: training on the CPU.
 
-use ndarray::Axis;
-
 use super::backend::{LearnerBackend, PreparedBatch, RawMetrics};
 use crate::cpu::GradientsWanted;
 use crate::error::Result;
@@ -58,8 +56,12 @@ impl LearnerBackend for HostBackend {
         let flat = self.gradient.as_mut_slice();
         let of_batch = doutputs.t().dot(&features);
         flat[dweight].iter_mut().zip(&of_batch).for_each(|(sum, &g)| *sum += g);
-        let of_batch = doutputs.sum_axis(Axis(0));
-        flat[dbias].iter_mut().zip(&of_batch).for_each(|(sum, &g)| *sum += g);
+        // A sum over all rows of the batch, in f64: it may be long.
+        let mut of_batch = vec![0.0; dbias.len()];
+        for row in doutputs.rows() {
+            of_batch.iter_mut().zip(row).for_each(|(sum, &g)| *sum += f64::from(g));
+        }
+        flat[dbias].iter_mut().zip(&of_batch).for_each(|(sum, &g)| *sum += g as f32);
         Ok(())
     }
 
