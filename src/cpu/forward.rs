@@ -365,7 +365,7 @@ impl StepBlocks<'_> {
     /// Gates:             n_recurrent = r ⊙ h
     /// Whole:             n_recurrent = s_n + b_hn, n = tanh(i_n + r ⊙ n_recurrent)
     /// Candidate:         n = tanh(i_n + s_n)                  s_n is W_hn (r ⊙ h)
-    /// Whole, Candidate:  h' = h + z ⊙ (n − h), or n + z ⊙ (h − n) if z keeps
+    /// Whole, Candidate:  h' = (1 − z) ⊙ h + z ⊙ n, or z ⊙ h + (1 − z) ⊙ n if z keeps
     /// ```
     #[inline(always)]
     fn activations<V: SimdVector, const N: usize>(&self, q: usize, row: usize, block: &mut [f32]) {
@@ -378,16 +378,13 @@ impl StepBlocks<'_> {
             let at = |slot: usize| (slot * rows + row) * N + first;
             let input = |gate: usize| V::load(&inputs[gate][first..]);
             let h = V::load(&h[first..]);
-            let (r, z);
-            if matches!(self.stage, CellStage::Candidate) {
-                z = V::load(&block[at(Z)..]);
-                r = z; // not used
-            } else {
-                r = activate(spec.gate, V::load(&block[at(R)..]).add(input(0)));
-                z = activate(spec.gate, V::load(&block[at(Z)..]).add(input(1)));
-                r.store(&mut block[at(R)..]);
-                z.store(&mut block[at(Z)..]);
+            if !matches!(self.stage, CellStage::Candidate) {
+                for (slot, gate) in [(R, 0), (Z, 1)] {
+                    let sum = V::load(&block[at(slot)..]).add(input(gate));
+                    activate(spec.gate, sum).store(&mut block[at(slot)..]);
+                }
             }
+            let (r, z) = (V::load(&block[at(R)..]), V::load(&block[at(Z)..]));
             let sum = match self.stage {
                 CellStage::Gates => {
                     r.mul(h).store(&mut block[at(N_RECURRENT)..]);
@@ -404,12 +401,22 @@ impl StepBlocks<'_> {
             let n = activate(spec.candidate, sum);
             n.store(&mut block[at(CANDIDATE)..]);
             let new = match spec.update {
-                Update::Overwrites => h.add_product(z, n.sub(h)),
-                Update::Keeps => n.add_product(z, h.sub(n)),
+                Update::Overwrites => mix(h, n, z),
+                Update::Keeps => mix(n, h, z),
             };
             new.store(&mut block[at(NEW)..]);
         }
     }
+}
+
+/// Returns (1 − t) · a + t · b: from the one with the larger weight toward the other, so that the
+/// rounded term is small. A weight of 0 or 1 gives one of the two exactly.
+#[inline(always)]
+fn mix<V: SimdVector>(a: V, b: V, t: V) -> V {
+    let (half, one) = (V::splat(0.5), V::splat(1.0));
+    let start = V::select_less(t, half, a, b);
+    let weight = V::select_less(t, half, t, t.sub(one));
+    start.add_product(weight, b.sub(a))
 }
 
 /// A kernel that copies one slot of every block to rows.
