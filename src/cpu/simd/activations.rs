@@ -34,9 +34,10 @@ fn sigmoid<V: SimdVector>(x: V) -> V {
     quotient.add_product(zero.sub(quotient.mul(error)), reciprocal)
 }
 
-/// Returns tanh(x) = 1 − 2e / (1 + e), where e = e^−2|x|: the quotient's error counts little against
-/// 1. Below |x| = 0.625, where it would not, tanh is a polynomial in x² fitted to minimise the
-/// maximum relative error, 8e-8. `shaders/common.wgsl` has the same function.
+/// Returns tanh(x) = 1 − 2e / (1 + e), where e = e^−2|x|. The 1 is so much larger than the quotient
+/// that the quotient's error counts little. Below |x| = 0.625, where it would not, tanh is a
+/// polynomial in x² fitted to minimise the maximum relative error, 8e-8. `shaders/common.wgsl` has
+/// the same function.
 #[inline(always)]
 fn tanh<V: SimdVector>(x: V) -> V {
     let a = x.abs();

@@ -96,7 +96,7 @@ macro_rules! x86_vector {
         $fma:ident, $special:ident
     ) => {
         #[derive(Clone, Copy)]
-        pub(super) struct $name(std::arch::x86_64::$register);
+        pub(in crate::cpu::simd) struct $name(std::arch::x86_64::$register);
 
         // SAFETY of each block below: the instructions exist, because the type is private to `simd`
         // and only used as the `V` of a kernel, and `SimdLevel::run` passes it only on a level whose
@@ -232,49 +232,56 @@ mod avx2 {
 
 #[cfg(target_arch = "x86_64")]
 #[rustversion::since(1.89)]
-x86_vector!(
-    Avx512,
-    __m512,
-    16,
-    _mm512_set1_ps,
-    _mm512_loadu_ps,
-    _mm512_storeu_ps,
-    _mm512_add_ps,
-    _mm512_sub_ps,
-    _mm512_mul_ps,
-    _mm512_div_ps,
-    _mm512_fmadd_ps,
-    avx512
-);
+pub(super) use avx512::Avx512;
 
-/// Functions of [`Avx512`].
+/// AVX-512, for which Rust compiles from version 1.89 on.
 #[cfg(target_arch = "x86_64")]
 #[rustversion::since(1.89)]
 mod avx512 {
-    use std::arch::x86_64::*;
+    use crate::cpu::simd::{SimdVector, lanes, lanes_mut};
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    pub(super) fn abs(x: __m512) -> __m512 {
-        _mm512_abs_ps(x)
-    }
+    x86_vector!(
+        Avx512,
+        __m512,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_sub_ps,
+        _mm512_mul_ps,
+        _mm512_div_ps,
+        _mm512_fmadd_ps,
+        functions
+    );
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    pub(super) fn with_sign(x: __m512, sign: __m512) -> __m512 {
-        _mm512_or_ps(x, _mm512_and_ps(_mm512_set1_ps(-0.0), sign))
-    }
+    /// Functions of [`Avx512`].
+    mod functions {
+        use std::arch::x86_64::*;
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    pub(super) fn select_less(a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
-        _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes)
-    }
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512dq")]
+        pub(super) fn abs(x: __m512) -> __m512 {
+            _mm512_abs_ps(x)
+        }
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    pub(super) fn power_of_two(x: __m512) -> __m512 {
-        let exponents = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(127));
-        _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponents))
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512dq")]
+        pub(super) fn with_sign(x: __m512, sign: __m512) -> __m512 {
+            _mm512_or_ps(x, _mm512_and_ps(_mm512_set1_ps(-0.0), sign))
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512dq")]
+        pub(super) fn select_less(a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes)
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512dq")]
+        pub(super) fn power_of_two(x: __m512) -> __m512 {
+            let exponents = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponents))
+        }
     }
 }
