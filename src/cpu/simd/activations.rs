@@ -5,7 +5,7 @@ use crate::spec::config::Activation;
 
 /// Returns the activation of every element. The comparisons are written so that NaN stays NaN.
 #[inline(always)]
-pub(in crate::cpu) fn activate<V: SimdVector>(kind: Activation, a: V) -> V {
+pub(crate) fn activate<V: SimdVector>(kind: Activation, a: V) -> V {
     let (zero, one) = (V::splat(0.0), V::splat(1.0));
     match kind {
         Activation::Sigmoid => sigmoid(a),
@@ -90,7 +90,7 @@ macro_rules! for_each {
 
 /// Returns the derivative of an activation at every element, computed from the activation's values.
 #[inline(always)]
-pub(in crate::cpu) fn derivative<const N: usize>(kind: Activation, values: &[f32; N]) -> [f32; N] {
+pub(crate) fn derivative<const N: usize>(kind: Activation, values: &[f32; N]) -> [f32; N] {
     let mut derivatives = *values;
     match kind {
         Activation::Sigmoid => for_each!(derivatives, |v| v * (1.0 - v)),
