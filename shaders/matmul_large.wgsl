@@ -241,7 +241,7 @@ fn main(
         zero = block >> 31u; // no k is so large
         store_tile(m + zero, n + zero, group.z + zero, sums, block == first);
         sums = Sums();
-        if args.row_sums + zero == 1u && group.x == 0u {
+        if args.row_sums == 1u && group.x == 0u {
             store_row_sums(
                 tile_m + zero, group.z, thread + zero, 1u - buffer, a_place, row_sums,
                 block == first);
