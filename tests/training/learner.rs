@@ -764,7 +764,7 @@ fn the_norm_of_very_large_and_very_small_gradients_is_right() {
     }
 }
 
-/// One chain of additions in f32 is off by some 1e-6 of this sum.
+/// One chain of additions in f32 is off by 6e-7 of this sum.
 #[test]
 fn the_gradient_of_a_heads_bias_over_many_rows_is_exact() {
     let steps = 50_000;
