@@ -2,7 +2,7 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `cpu/simd.rs` | one source compiled for several instruction sets; exp, σ and tanh |
+//! | `cpu/simd.rs` and its folder | one source compiled for several instruction sets; the vectors; exp, σ and tanh |
 //! | `cpu/product.rs` | packed matrices, and the loops that multiply them |
 //! | `cpu/schedule.rs` | the number of threads, and of steps at a time |
 //! | `cpu/cell.rs` | a cell: its configuration, its packed weights, the rows of a task |

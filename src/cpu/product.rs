@@ -23,7 +23,8 @@ use super::simd::{SimdKernel, SimdLevel, SimdVector, lanes, lanes_mut};
 use crate::error::{Result, try_grow, try_lazy_zeros};
 
 /// Returns the length of the blocks of a sum of `depth` terms. Adding a block to the result in memory
-/// takes as long as a few of its terms, so longer sums have longer blocks, and short ones only one.
+/// takes as long as a few of its terms. So up to 128 terms are one block, and blocks of 64 become
+/// blocks of 128 in long sums.
 fn block_len(depth: usize) -> usize {
     match depth {
         ..=128 => 128,

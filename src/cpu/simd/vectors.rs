@@ -92,8 +92,8 @@ impl<const FMA: bool> SimdVector for PortableVector<FMA> {
 macro_rules! x86_vector {
     (
         $name:ident, $register:ident, $width:literal,
-        $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $div:ident,
-        $fma:ident, $special:ident
+        $splat:ident, $load:ident, $store:ident, $fma:ident, $special:ident,
+        [$($binary:ident = $intrinsic:ident),*]
     ) => {
         #[derive(Clone, Copy)]
         pub(in crate::cpu::simd) struct $name(std::arch::x86_64::$register);
@@ -126,29 +126,13 @@ macro_rules! x86_vector {
                 unsafe { std::arch::x86_64::$store(to.as_mut_ptr(), self.0) }
             }
 
-            #[inline(always)]
-            fn add(self, other: Self) -> Self {
-                // SAFETY: see above.
-                Self(unsafe { std::arch::x86_64::$add(self.0, other.0) })
-            }
-
-            #[inline(always)]
-            fn sub(self, other: Self) -> Self {
-                // SAFETY: see above.
-                Self(unsafe { std::arch::x86_64::$sub(self.0, other.0) })
-            }
-
-            #[inline(always)]
-            fn mul(self, other: Self) -> Self {
-                // SAFETY: see above.
-                Self(unsafe { std::arch::x86_64::$mul(self.0, other.0) })
-            }
-
-            #[inline(always)]
-            fn div(self, other: Self) -> Self {
-                // SAFETY: see above.
-                Self(unsafe { std::arch::x86_64::$div(self.0, other.0) })
-            }
+            $(
+                #[inline(always)]
+                fn $binary(self, other: Self) -> Self {
+                    // SAFETY: see above.
+                    Self(unsafe { std::arch::x86_64::$intrinsic(self.0, other.0) })
+                }
+            )*
 
             #[inline(always)]
             fn add_product(self, a: Self, b: Self) -> Self {
@@ -191,12 +175,9 @@ x86_vector!(
     _mm256_set1_ps,
     _mm256_loadu_ps,
     _mm256_storeu_ps,
-    _mm256_add_ps,
-    _mm256_sub_ps,
-    _mm256_mul_ps,
-    _mm256_div_ps,
     _mm256_fmadd_ps,
-    avx2
+    avx2,
+    [add = _mm256_add_ps, sub = _mm256_sub_ps, mul = _mm256_mul_ps, div = _mm256_div_ps]
 );
 
 /// Functions of [`Avx2`].
@@ -247,12 +228,9 @@ mod avx512 {
         _mm512_set1_ps,
         _mm512_loadu_ps,
         _mm512_storeu_ps,
-        _mm512_add_ps,
-        _mm512_sub_ps,
-        _mm512_mul_ps,
-        _mm512_div_ps,
         _mm512_fmadd_ps,
-        functions
+        functions,
+        [add = _mm512_add_ps, sub = _mm512_sub_ps, mul = _mm512_mul_ps, div = _mm512_div_ps]
     );
 
     /// Functions of [`Avx512`].
