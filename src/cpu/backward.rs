@@ -16,15 +16,19 @@
 //!                dh  += d(r ⊙ h) ⊙ r + W_hrᵀ da_r + W_hzᵀ da_z
 //! ```
 
+mod part;
+
 use std::ops::Range;
 
 use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 
-use super::cell::{BackwardWeights, CellSpec, RowBlock, row_of, row_of_mut, split_over_threads};
-use super::product::{AddProduct, PackedLeft};
+use super::cell::{BackwardWeights, CellSpec, RowBlock, row_of, row_of_mut};
+use super::product::PackedLeft;
 use super::simd::{SimdKernel, SimdVector, derivative, lanes, load, store};
+use super::team::{Team, with_team};
 use crate::error::{Result, try_zeros};
 use crate::spec::config::{Reset, Update};
+use part::{BackwardPart, ProductStep};
 
 /// A task of the backward pass: the steps of a block of rows.
 pub(super) struct Backward<'a> {
@@ -44,69 +48,86 @@ pub(super) struct Backward<'a> {
     pub dreset: ArrayViewMut2<'a, f32>,
 }
 
+/// The threads that share a backward step.
+type BackwardTeam<'scope, 'env, 'a> = Team<'scope, 'env, BackwardPart<'a>>;
+
+/// Scratch memory for a step.
+struct BackwardScratch {
+    /// The memory of a [`PackedLeft`].
+    left: Vec<f32>,
+    /// The gradients that are products with W_hh, `[Q, R, N]`.
+    products: Vec<f32>,
+}
+
 impl Backward<'_> {
     pub fn run(mut self) -> Result<()> {
         let spec = self.weights.spec;
         let rows = self.h.len_of(Axis(1));
-        let hidden = spec.hidden;
-        let mut products = try_zeros("a step's gradients", spec.padded() * rows)?;
-        let mut scratch = Vec::new();
-        for t in self.row_block.context.in_order(self.row_block.times.clone()).rev() {
-            if (0..rows).all(|row| self.row_block.is_padding(t, row)) {
-                continue;
-            }
-            for row in 0..rows {
-                self.elementwise_backward(t, row);
-            }
-            match spec.reset {
-                Reset::After => {
-                    let columns = [0..2 * hidden, 3 * hidden..4 * hidden];
-                    self.product(t, columns, 0..3 * hidden, &mut scratch, &mut products)?;
+        let mut scratch = BackwardScratch {
+            left: Vec::new(),
+            products: try_zeros("a step's gradients", spec.padded() * rows)?,
+        };
+        let parts = self.row_block.parts(spec.blocks());
+        let members = (1..parts.count)
+            .map(|i| BackwardPart::new(self.weights, parts.blocks(i..i + 1), rows))
+            .collect::<Result<_>>()?;
+        with_team(members, self.row_block.sharing, self.row_block.times.len(), |team| {
+            for t in self.row_block.context.in_order(self.row_block.times.clone()).rev() {
+                if (0..rows).all(|row| self.row_block.is_padding(t, row)) {
+                    continue;
                 }
-                Reset::Before => {
-                    let n = 2 * hidden..3 * hidden;
-                    let columns = [n.clone(), 0..0];
-                    self.product(t, columns, n, &mut scratch, &mut products)?;
-                    for row in 0..rows {
-                        self.reset_backward(t, row, &products);
-                    }
-                    let columns = [0..2 * hidden, 0..0];
-                    self.product(t, columns, 0..2 * hidden, &mut scratch, &mut products)?;
+                for row in 0..rows {
+                    self.elementwise_backward(t, row);
+                }
+                team.measure(|team| self.products(team, t, &mut scratch))?;
+                for row in 0..rows {
+                    self.add_products(t, row, &scratch.products);
                 }
             }
-            for row in 0..rows {
-                self.add_products(t, row, &products);
+            Ok(())
+        })
+    }
+
+    /// Computes the products of a step.
+    fn products(
+        &mut self,
+        team: &mut BackwardTeam<'_, '_, '_>,
+        t: usize,
+        scratch: &mut BackwardScratch,
+    ) -> Result<()> {
+        let CellSpec { hidden, reset, .. } = self.weights.spec;
+        match reset {
+            Reset::After => {
+                let columns = [0..2 * hidden, 3 * hidden..4 * hidden];
+                self.product(team, t, columns, 0..3 * hidden, scratch)
+            }
+            Reset::Before => {
+                let n = 2 * hidden..3 * hidden;
+                self.product(team, t, [n.clone(), 0..0], n, scratch)?;
+                for row in 0..self.h.len_of(Axis(1)) {
+                    self.reset_backward(t, row, &scratch.products);
+                }
+                self.product(team, t, [0..2 * hidden, 0..0], 0..2 * hidden, scratch)
             }
         }
-        Ok(())
     }
 
     /// Computes `products [Q, R, N] = gates[t][.., columns] · W_hh[depth, ..]`. `columns` select
     /// gate gradients, and `depth` the matching rows of W_hh.
     fn product(
         &self,
+        team: &mut BackwardTeam<'_, '_, '_>,
         t: usize,
         columns: [Range<usize>; 2],
         depth: Range<usize>,
-        scratch: &mut Vec<f32>,
-        products: &mut [f32],
+        BackwardScratch { left, products }: &mut BackwardScratch,
     ) -> Result<()> {
         let CellSpec { level, hidden, .. } = self.weights.spec;
         let gates = self.gates.index_axis(Axis(0), t - self.row_block.times.start);
         let data = gates.to_slice().expect("all rows of a step are contiguous");
-        let left = PackedLeft::pack(level, data, 4 * hidden, columns, scratch)?;
-        let block_len = left.rows * level.lanes();
-        split_over_threads(
-            products,
-            block_len,
-            self.weights.spec.blocks(),
-            self.row_block.threads,
-            |first, out| {
-                out.fill(0.0);
-                let (right, depth) = (&self.weights.recurrent, depth.clone());
-                level.run(AddProduct { left, right, depth, first, out });
-            },
-        );
+        let left = PackedLeft::pack(level, data, 4 * hidden, columns, left)?;
+        let parts = self.row_block.parts(self.weights.spec.blocks());
+        team.step(ProductStep { weights: self.weights, parts, left, depth, products });
         Ok(())
     }
 

@@ -6,10 +6,10 @@
 use std::ops::Range;
 
 use ndarray::{ArrayView3, ArrayViewMut3, Axis};
-use rayon::prelude::*;
 
 use super::product::{PackedRight, PanelSource};
 use super::simd::SimdLevel;
+use super::team::{Parts, Sharing};
 use crate::error::Result;
 use crate::reference::StepContext;
 use crate::spec::config::{Activation, Reset, Update};
@@ -144,11 +144,17 @@ pub(super) struct RowBlock<'a> {
     pub rows: Range<usize>,
     /// The time steps.
     pub times: Range<usize>,
-    /// The number of threads that share a step.
+    /// The number of threads that may share a step.
     pub threads: usize,
+    pub sharing: Sharing,
 }
 
 impl RowBlock<'_> {
+    /// Returns the parts of a step of `blocks` blocks of units.
+    pub fn parts(&self, blocks: usize) -> Parts {
+        Parts { blocks, count: self.threads.min(blocks) }
+    }
+
     pub fn is_padding(&self, t: usize, row: usize) -> bool {
         self.context.is_padding(t, self.rows.start + row)
     }
@@ -156,23 +162,6 @@ impl RowBlock<'_> {
     pub fn restarts(&self, t: usize, row: usize) -> bool {
         self.context.restarts(t, self.rows.start + row)
     }
-}
-
-/// Fills `out`, which has `count` blocks of `block_len` elements, on `threads` threads. `fill` is
-/// called with the index of its first block, and with its blocks.
-pub(super) fn split_over_threads(
-    out: &mut [f32],
-    block_len: usize,
-    count: usize,
-    threads: usize,
-    fill: impl Fn(usize, &mut [f32]) + Sync,
-) {
-    if threads == 1 {
-        return fill(0, out);
-    }
-    let per_thread = count.div_ceil(threads);
-    let chunks = out.par_chunks_mut(per_thread * block_len).enumerate();
-    chunks.for_each(|(i, out)| fill(i * per_thread, out));
 }
 
 /// Returns one row of one step of `[T, R, ·]`.

@@ -73,6 +73,7 @@ impl<'a> LayerSteps<'a> {
                         rows,
                         times: times.clone(),
                         threads: threads.threads_per_step,
+                        sharing: threads.sharing,
                     },
                 )
             })

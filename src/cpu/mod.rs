@@ -6,7 +6,10 @@
 //! | `cpu/product.rs` | packed matrices, and the loops that multiply them |
 //! | `cpu/schedule.rs` | the number of threads, and of steps at a time |
 //! | `cpu/cell.rs` | a cell: its configuration, its packed weights, the rows of a task |
+//! | `cpu/team.rs` | threads that share each step |
 //! | `cpu/forward.rs`, `cpu/backward.rs` | the recurrence, step by step |
+//! | `cpu/forward/kernel.rs` | the kernel of a forward step |
+//! | `cpu/forward/part.rs`, `cpu/backward/part.rs` | the part of a thread in a step |
 //! | `cpu/gradients.rs` | gradients of weights and input: products over many steps at once |
 //! | `cpu/long_sum.rs` | sums over many chunks of steps, in short chains of additions |
 //! | `cpu/weights.rs` | the cache of packed weights for one version of the parameters |
@@ -15,7 +18,7 @@
 //! | this file | whole runs, layer after layer |
 //!
 //! Weights are packed once for each version of the parameters. Each thread takes some batch rows
-//! through all steps. If a large state has too few rows, threads share each step instead. The
+//! through all steps. If a state has too few rows, threads may share each step instead. The
 //! results are bitwise equal for any number of threads.
 
 mod backward;
@@ -27,6 +30,7 @@ mod long_sum;
 mod product;
 mod schedule;
 mod simd;
+mod team;
 #[cfg(test)]
 mod tests;
 mod trace;

@@ -184,10 +184,10 @@ impl<'a> PackedLeft<'a> {
     ) -> Result<Self> {
         let rows = matrix.len().div_ceil(stride);
         let depth = columns.iter().map(Range::len).sum();
-        let padded = tile_heights(rows, level.rows()).map(|(_, height)| height).sum::<usize>();
+        let len = Self::packed_len(level, rows, depth);
         // The padding rows of the last tile keep old values: their results are not stored.
-        try_grow("the left side of a product", scratch, padded * depth)?;
-        let mut to = &mut scratch[..padded * depth];
+        try_grow("the left side of a product", scratch, len)?;
+        let mut to = &mut scratch[..len];
         for (first, height) in tile_heights(rows, level.rows()) {
             for columns in &columns {
                 let (tile, rest) = to.split_at_mut(height * columns.len());
@@ -196,7 +196,42 @@ impl<'a> PackedLeft<'a> {
                 to = rest;
             }
         }
-        Ok(Self { data: &scratch[..padded * depth], rows, depth })
+        Ok(Self { data: &scratch[..len], rows, depth })
+    }
+
+    /// Returns the elements of a packed left side.
+    fn packed_len(level: SimdLevel, rows: usize, depth: usize) -> usize {
+        tile_heights(rows, level.rows()).map(|(_, height)| height).sum::<usize>() * depth
+    }
+}
+
+/// A copy of a [`PackedLeft`], for another thread.
+#[derive(Default)]
+pub(super) struct LeftCopy {
+    data: Vec<f32>,
+    rows: usize,
+    depth: usize,
+}
+
+impl LeftCopy {
+    /// Grows until it can hold left sides `[rows, depth]`, with as many rows or fewer.
+    pub fn grow(&mut self, level: SimdLevel, rows: usize, depth: usize) -> Result<()> {
+        // The padding of the last tile may be higher with fewer rows.
+        let lens = (1..=rows).map(|rows| PackedLeft::packed_len(level, rows, depth));
+        let len = lens.max().unwrap_or(0);
+        try_grow("a copy of the left side of a product", &mut self.data, len)
+    }
+
+    pub fn assign(&mut self, left: PackedLeft<'_>) {
+        self.data[..left.data.len()].copy_from_slice(left.data);
+        (self.rows, self.depth) = (left.rows, left.depth);
+    }
+
+    /// Returns the last assigned left side.
+    pub fn view(&self, level: SimdLevel) -> PackedLeft<'_> {
+        let Self { rows, depth, .. } = *self;
+        let data = &self.data[..PackedLeft::packed_len(level, rows, depth)];
+        PackedLeft { data, rows, depth }
     }
 }
 

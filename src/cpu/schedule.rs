@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::team::{MAX_PARTS, Sharing};
 use crate::error::Result;
 use crate::spec::config::Shape;
 
@@ -9,9 +10,13 @@ use crate::spec::config::Shape;
 /// several.
 pub(super) const MIN_PARALLEL_FLOPS: f64 = 2e6;
 
-/// The floating-point operations of a step above which threads share the step. Sharing costs a few
-/// µs per step.
+/// The floating-point operations of a step above which threads share the step. Sharing costs about
+/// a µs per step.
 const MIN_SHARED_STEP_FLOPS: f64 = 4e6;
+
+/// The floating-point operations of a thread's part of a step, 1 µs of work or so. A smaller part
+/// takes no longer than handing it over.
+const MIN_PART_FLOPS: f64 = 5e4;
 
 /// The longest inner axis (steps × rows) of a product for the weights' gradients. Packed operands
 /// of this size stay in the cache.
@@ -33,8 +38,10 @@ pub(super) fn chunk_steps(shape: Shape) -> usize {
 pub(super) struct ThreadLayout {
     /// Batch rows per task.
     pub rows: usize,
-    /// Threads that share each step of a task.
+    /// Threads that may share each step of a task.
     pub threads_per_step: usize,
+    /// Whether they share it.
+    pub sharing: Sharing,
     /// True if more than one thread is used.
     pub is_parallel: bool,
 }
@@ -45,15 +52,22 @@ impl ThreadLayout {
         let Shape { steps, batch, hidden, directions, .. } = shape;
         let step_flops = 6.0 * (batch * hidden) as f64 * (hidden + width) as f64;
         if threads == 1 || step_flops * ((steps * directions) as f64) < MIN_PARALLEL_FLOPS {
-            return Self { rows: batch, threads_per_step: 1, is_parallel: false };
+            let sharing = Sharing::Always;
+            return Self { rows: batch, threads_per_step: 1, sharing, is_parallel: false };
         }
         // A task takes at least eight rows. With fewer, loading the weights from the cache takes
         // longer than multiplying with them.
         let groups = (threads / directions).clamp(1, (batch / 8).max(1));
         let rows = batch.div_ceil(groups);
         let idle = threads / (groups * directions);
-        let share = idle > 1 && 6.0 * (rows * hidden * hidden) as f64 > MIN_SHARED_STEP_FLOPS;
-        Self { rows, threads_per_step: if share { idle } else { 1 }, is_parallel: true }
+        let row_flops = 6.0 * (rows * hidden * hidden) as f64;
+        let sharing = match row_flops > MIN_SHARED_STEP_FLOPS {
+            true => Sharing::Always,
+            false => Sharing::IfFaster,
+        };
+        let parts = (row_flops / MIN_PART_FLOPS) as usize;
+        let threads_per_step = idle.min(parts).clamp(1, MAX_PARTS);
+        Self { rows, threads_per_step, sharing, is_parallel: true }
     }
 
     /// Runs the tasks of a layer.
@@ -62,8 +76,7 @@ impl ThreadLayout {
         tasks: Vec<T>,
         work: impl Fn(T) -> Result<()> + Send + Sync,
     ) -> Result<()> {
-        if self.is_parallel && (tasks.len() > 1 || self.threads_per_step > 1) {
-            // A single task also runs inside the pool, where sharing its steps costs less.
+        if self.is_parallel && tasks.len() > 1 {
             return tasks.into_par_iter().with_max_len(1).try_for_each(work);
         }
         tasks.into_iter().try_for_each(work)

@@ -5,11 +5,12 @@ use ndarray::{Array2, Array3, ArrayView, Dimension};
 
 use super::schedule::{ThreadLayout, chunk_steps};
 use super::simd::SimdLevel;
+use super::team::Sharing;
 use super::trace::{CpuCellTrace, Workspace};
 use super::*;
 use crate::check::random3;
 use crate::reference;
-use crate::spec::config::{Activation, Bias, Direction, GruConfig, Update};
+use crate::spec::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
 use crate::spec::params::Init;
 
 /// Runs the forward pass for training. Returns y and the trace.
@@ -29,11 +30,15 @@ fn forward_train(
 /// Returns a thread layout, given the shape and the input size.
 type LayOut = fn(Shape, usize) -> ThreadLayout;
 
-const SINGLE: LayOut =
-    |shape, _| ThreadLayout { rows: shape.batch, threads_per_step: 1, is_parallel: false };
-const BY_ROWS: LayOut = |_, _| ThreadLayout { rows: 3, threads_per_step: 1, is_parallel: true };
-const BY_BLOCKS: LayOut =
-    |shape, _| ThreadLayout { rows: shape.batch, threads_per_step: 2, is_parallel: true };
+const SINGLE: LayOut = |shape, _| by_blocks(shape, 1, Sharing::Always);
+const BY_ROWS: LayOut = |shape, _| ThreadLayout { rows: 3, ..by_blocks(shape, 1, Sharing::Always) };
+const BY_BLOCKS: LayOut = |shape, _| by_blocks(shape, 2, Sharing::Always);
+/// The same work as of a team, on one thread.
+const REHEARSED: LayOut = |shape, _| by_blocks(shape, 3, Sharing::Rehearsed);
+
+fn by_blocks(shape: Shape, threads_per_step: usize, sharing: Sharing) -> ThreadLayout {
+    ThreadLayout { rows: shape.batch, threads_per_step, sharing, is_parallel: true }
+}
 
 #[derive(Clone, Debug)]
 struct CpuCase {
@@ -273,7 +278,7 @@ fn thread_layouts_give_bitwise_equal_results() {
             for options in [default, default.with_recompute(true)] {
                 for level in SimdLevel::all() {
                     let expected = data.run(level, SINGLE, options);
-                    for lay_out in [BY_ROWS, BY_BLOCKS] {
+                    for lay_out in [BY_ROWS, BY_BLOCKS, REHEARSED] {
                         let got = data.run(level, lay_out, options);
                         for ((name, got), (_, expected)) in got.iter().zip(&expected) {
                             let same = bits(&got.view()) == bits(&expected.view());
@@ -462,16 +467,56 @@ fn weights_are_packed_again_for_a_new_version_of_the_parameters() {
 
 #[test]
 fn thread_layouts_follow_the_amount_of_work() {
+    use Sharing::{Always, IfFaster};
     let layout = |[steps, batch, input, hidden]: [usize; 4], threads| {
         let shape = GruConfig::pytorch(input, hidden).shape(steps, batch).unwrap();
-        let ThreadLayout { rows, threads_per_step, is_parallel } =
-            ThreadLayout::new(shape, input, threads);
+        ThreadLayout::new(shape, input, threads)
+    };
+    let rows = |shape, threads| {
+        let ThreadLayout { rows, threads_per_step, is_parallel, .. } = layout(shape, threads);
         (rows, threads_per_step, is_parallel)
     };
-    assert_eq!(layout([128, 1, 64, 128], 2), (1, 1, true)); // only the products use threads
-    assert_eq!(layout([4, 2, 8, 8], 2), (2, 1, false));
-    assert_eq!(layout([64, 32, 128, 256], 2), (16, 1, true));
-    assert_eq!(layout([64, 31, 128, 256], 1), (31, 1, false));
-    assert_eq!(layout([25, 1, 1024, 1024], 2), (1, 2, true));
-    assert_eq!(layout([25, 16, 1024, 1024], 16), (8, 8, true));
+    assert_eq!(rows([4, 2, 8, 8], 2), (2, 1, false));
+    assert_eq!(rows([64, 32, 128, 256], 2), (16, 1, true));
+    assert_eq!(rows([64, 31, 128, 256], 1), (31, 1, false));
+    // Only the products of the backward pass use threads.
+    assert_eq!(rows([512, 1, 64, 96], 2), (1, 1, true));
+    let shared = |shape, threads| {
+        let ThreadLayout { rows, threads_per_step, sharing, .. } = layout(shape, threads);
+        (rows, threads_per_step, sharing)
+    };
+    assert_eq!(shared([128, 1, 64, 192], 2), (1, 2, IfFaster));
+    assert_eq!(shared([200, 4, 40, 192], 2), (4, 2, IfFaster));
+    assert_eq!(shared([200, 4, 40, 192], 32), (4, 17, IfFaster));
+    assert_eq!(shared([25, 1, 1024, 1024], 2), (1, 2, Always));
+    assert_eq!(shared([25, 16, 1024, 1024], 16), (8, 8, Always));
+    assert_eq!(shared([25, 1, 1024, 1024], 200), (1, 64, Always));
+}
+
+/// Every thread of a pool leads a team or is in one.
+#[test]
+fn runs_that_share_steps_on_all_threads_of_a_pool_finish() {
+    use rayon::prelude::*;
+    let case = CpuCase { sizes: [40, 2, 9, 80, 2], ..cases()[0].clone() };
+    let lay_outs: [LayOut; 3] = [
+        BY_BLOCKS,
+        |shape, _| by_blocks(shape, 3, Sharing::Always),
+        |shape, _| by_blocks(shape, 3, Sharing::IfFaster),
+    ];
+    for config in [GruConfig::pytorch(9, 80), GruConfig::new(9, 80).with_reset(Reset::Before)] {
+        let data = CaseData::new(&case, &config);
+        let (level, options) = (SimdLevel::best(), RunOptions::default());
+        let expected = data.run(level, SINGLE, options);
+        for threads in [2, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                (0..60).into_par_iter().for_each(|i| {
+                    let got = data.run(level, lay_outs[i % 3], options);
+                    for ((name, got), (_, expected)) in got.iter().zip(&expected) {
+                        assert!(bits(&got.view()) == bits(&expected.view()), "{name} {config}");
+                    }
+                });
+            });
+        }
+    }
 }

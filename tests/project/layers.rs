@@ -48,7 +48,7 @@ const NAMED_IN: &[(&str, &[&str])] = &[
             "model/stream",
         ],
     ),
-    ("std::thread", &["gpu/adapter.rs", "gpu/pipeline.rs", "gpu/poller.rs"]),
+    ("std::thread", &["cpu/team.rs", "gpu/adapter.rs", "gpu/pipeline.rs", "gpu/poller.rs"]),
     ("std::time::Instant", &["clock.rs"]),
     ("std::fs", &["formats/files.rs", "gpu/pipeline_cache.rs", "training/checkpoint.rs"]),
 ];

@@ -39,11 +39,15 @@ fn no_let_chains_are_used() {
     let crates = ["src", "cli/src", "benches/gpu_probes/src", "benches/kernel_stats/src"];
     for path in crates.into_iter().flat_map(|folder| files_in(Path::new(folder))) {
         let text = std::fs::read_to_string(&path).unwrap();
+        let mut is_condition = false;
         for line in text.lines().map(str::trim) {
-            let conditional = line.starts_with("if let ") || line.starts_with("while let ");
-            let chained = line.starts_with("&& ") || line.contains(" && ");
-            let chain = line.contains("&& let ") || (conditional && chained);
-            assert!(!chain, "{}: {line}", path.display());
+            // A condition goes on over lines that begin with `&&`.
+            is_condition = line.starts_with("if let ")
+                || line.starts_with("while let ")
+                || (is_condition && line.starts_with("&& "));
+            let is_chained = line.starts_with("&& ") || line.contains(" && ");
+            let is_chain = line.contains("&& let ") || (is_condition && is_chained);
+            assert!(!is_chain, "{}: {line}", path.display());
         }
     }
 }
