@@ -14,6 +14,10 @@ pub(super) const MIN_PARALLEL_FLOPS: f64 = 2e6;
 /// a µs per step.
 const MIN_SHARED_STEP_FLOPS: f64 = 4e6;
 
+/// The floating-point operations of a layer, several times the 40 µs that starting threads takes,
+/// above which threads share steps at once.
+const MIN_SHARED_FLOPS: f64 = 1.5e7;
+
 /// The floating-point operations of a thread's part of a step, 1 µs of work or so. A smaller part
 /// takes no longer than handing it over.
 const MIN_PART_FLOPS: f64 = 5e4;
@@ -61,7 +65,9 @@ impl ThreadLayout {
         let rows = batch.div_ceil(groups);
         let idle = threads / (groups * directions);
         let row_flops = 6.0 * (rows * hidden * hidden) as f64;
-        let sharing = match row_flops > MIN_SHARED_STEP_FLOPS {
+        // One row takes as long as two: the weights are loaded from memory.
+        let layer_flops = step_flops * steps as f64 * if batch == 1 { 2.0 } else { 1.0 };
+        let sharing = match row_flops > MIN_SHARED_STEP_FLOPS && layer_flops > MIN_SHARED_FLOPS {
             true => Sharing::Always,
             false => Sharing::IfFaster,
         };

@@ -293,7 +293,7 @@ pub(super) enum Sharing {
 }
 
 /// The steps that are measured in each way.
-const SAMPLES: u32 = 5;
+const SAMPLES: u32 = 3;
 
 /// The steps after which they are measured again.
 const PERIOD: usize = 256;
