@@ -19,20 +19,21 @@
 mod part;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 
 use super::cell::{BackwardWeights, CellSpec, RowBlock, row_of, row_of_mut};
 use super::product::PackedLeft;
 use super::simd::{SimdKernel, SimdVector, derivative, lanes, load, store};
-use super::team::{Team, with_team};
+use super::team::Team;
 use crate::error::{Result, try_zeros};
 use crate::spec::config::{Reset, Update};
 use part::{BackwardPart, ProductStep};
 
 /// A task of the backward pass: the steps of a block of rows.
 pub(super) struct Backward<'a> {
-    pub weights: &'a BackwardWeights,
+    pub weights: &'a Arc<BackwardWeights>,
     pub row_block: RowBlock<'a>,
     /// The state that each step starts from, `[T, R, H]`.
     pub h: ArrayView3<'a, f32>,
@@ -49,7 +50,7 @@ pub(super) struct Backward<'a> {
 }
 
 /// The threads that share a backward step.
-type BackwardTeam<'scope, 'env, 'a> = Team<'scope, 'env, BackwardPart<'a>>;
+type BackwardTeam = Team<BackwardPart>;
 
 /// Scratch memory for a step.
 struct BackwardScratch {
@@ -67,31 +68,26 @@ impl Backward<'_> {
             left: Vec::new(),
             products: try_zeros("a step's gradients", spec.padded() * rows)?,
         };
-        let parts = self.row_block.parts(spec.blocks());
-        let members = (1..parts.count)
-            .map(|i| BackwardPart::new(self.weights, parts.blocks(i..i + 1), rows))
-            .collect::<Result<_>>()?;
-        with_team(members, self.row_block.sharing, self.row_block.times.len(), |team| {
-            for t in self.row_block.context.in_order(self.row_block.times.clone()).rev() {
-                if (0..rows).all(|row| self.row_block.is_padding(t, row)) {
-                    continue;
-                }
-                for row in 0..rows {
-                    self.elementwise_backward(t, row);
-                }
-                team.measure(|team| self.products(team, t, &mut scratch))?;
-                for row in 0..rows {
-                    self.add_products(t, row, &scratch.products);
-                }
+        let mut team = BackwardPart::team(self.weights, &self.row_block)?;
+        for t in self.row_block.context.in_order(self.row_block.times.clone()).rev() {
+            if self.row_block.is_idle(&[t]) {
+                continue;
             }
-            Ok(())
-        })
+            for row in 0..rows {
+                self.elementwise_backward(t, row);
+            }
+            team.measure(|team| self.products(team, t, &mut scratch))?;
+            for row in 0..rows {
+                self.add_products(t, row, &scratch.products);
+            }
+        }
+        Ok(())
     }
 
     /// Computes the products of a step.
     fn products(
         &mut self,
-        team: &mut BackwardTeam<'_, '_, '_>,
+        team: &mut BackwardTeam,
         t: usize,
         scratch: &mut BackwardScratch,
     ) -> Result<()> {
@@ -116,7 +112,7 @@ impl Backward<'_> {
     /// gate gradients, and `depth` the matching rows of W_hh.
     fn product(
         &self,
-        team: &mut BackwardTeam<'_, '_, '_>,
+        team: &mut BackwardTeam,
         t: usize,
         columns: [Range<usize>; 2],
         depth: Range<usize>,

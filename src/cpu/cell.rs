@@ -159,6 +159,16 @@ impl RowBlock<'_> {
         self.context.is_padding(t, self.rows.start + row)
     }
 
+    /// Returns true if all rows are padding in these steps.
+    pub fn is_idle(&self, times: &[usize]) -> bool {
+        times.iter().all(|&t| (0..self.rows.len()).all(|row| self.is_padding(t, row)))
+    }
+
+    /// Returns the number of steps in which some row is not padding.
+    pub fn active_steps(&self) -> usize {
+        self.times.clone().filter(|&t| !self.is_idle(&[t])).count()
+    }
+
     pub fn restarts(&self, t: usize, row: usize) -> bool {
         self.context.restarts(t, self.rows.start + row)
     }

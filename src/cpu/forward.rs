@@ -11,12 +11,14 @@
 mod kernel;
 mod part;
 
+use std::sync::Arc;
+
 use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 
 use super::cell::{CellSpec, ForwardWeights, RowBlock, row_of, row_of_mut};
 use super::product::PackedLeft;
 use super::simd::{SimdKernel, SimdVector, lanes, lanes_mut, store};
-use super::team::{Team, with_team};
+use super::team::Team;
 use crate::error::{Result, try_zeros};
 use crate::spec::config::Reset;
 use kernel::{CANDIDATE, CellStage, N_RECURRENT, NEW, R, SLOTS, StepInputs, Z};
@@ -24,7 +26,7 @@ use part::{ForwardPart, InputsStep, UnitsStep};
 
 /// A task of the forward pass: the steps of a block of rows.
 pub(super) struct Forward<'a> {
-    pub weights: &'a ForwardWeights,
+    pub weights: &'a Arc<ForwardWeights>,
     pub row_block: RowBlock<'a>,
     /// The layer's input, `[T, R, ·]`.
     pub x: ArrayView3<'a, f32>,
@@ -69,7 +71,7 @@ struct StepScratch {
 }
 
 /// The threads that share a forward step.
-type ForwardTeam<'scope, 'env, 'a> = Team<'scope, 'env, ForwardPart<'a>>;
+type ForwardTeam = Team<ForwardPart>;
 
 /// The steps to compute.
 #[derive(Clone, Copy)]
@@ -110,16 +112,9 @@ impl Forward<'_> {
                 to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
             }
         }
-        let parts = self.row_block.parts(blocks);
-        let members = (1..parts.count)
-            .map(|i| {
-                ForwardPart::new(self.weights, parts.blocks(i..i + 1), rows_at_once, chunk * rows)
-            })
-            .collect::<Result<_>>()?;
-        let steps = self.row_block.times.len().div_ceil(steps_at_once);
-        with_team(members, self.row_block.sharing, steps, |team| {
-            self.run_steps(team, (chunk, steps_at_once), &mut scratch)
-        })?;
+        let max_rows = (rows_at_once, chunk * rows);
+        let mut team = ForwardPart::team(self.weights, &self.row_block, max_rows)?;
+        self.run_steps(&mut team, (chunk, steps_at_once), &mut scratch)?;
         if let StepStates::Computed { state, .. } = &mut self.states {
             for (mut to, from) in state.rows_mut().into_iter().zip(scratch.h.chunks_exact(padded)) {
                 to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
@@ -129,9 +124,9 @@ impl Forward<'_> {
     }
 
     /// Runs all steps, in chunks of `chunk` steps, `steps_at_once` at a time.
-    fn run_steps<'b>(
+    fn run_steps(
         &mut self,
-        team: &mut ForwardTeam<'_, '_, 'b>,
+        team: &mut ForwardTeam,
         (chunk, steps_at_once): (usize, usize),
         scratch: &mut StepScratch,
     ) -> Result<()> {
@@ -140,7 +135,10 @@ impl Forward<'_> {
             self.input_products(team, (chunk, all), scratch)?;
             for (i, times) in all.chunks(steps_at_once).enumerate() {
                 let now = StepsNow { chunk, steps: all.len(), first: i * steps_at_once, times };
-                team.measure(|team| self.step(team, now, scratch))?;
+                self.load_states(times, scratch);
+                if !self.row_block.is_idle(times) {
+                    team.measure(|team| self.step(team, now, scratch))?;
+                }
                 let rows = times.len() * self.x.len_of(Axis(1));
                 for (block_row, position) in self.positions(times).enumerate() {
                     self.store_outputs(position, (block_row, rows), scratch);
@@ -159,7 +157,7 @@ impl Forward<'_> {
     /// Computes W_ih x + b for a chunk of steps: `inputs [3Q, C·R, N] = bias + x [C·R, I] · W_ihᵀ`.
     fn input_products(
         &self,
-        team: &mut ForwardTeam<'_, '_, '_>,
+        team: &mut ForwardTeam,
         (chunk, times): (usize, &[usize]),
         scratch: &mut StepScratch,
     ) -> Result<()> {
@@ -180,28 +178,34 @@ impl Forward<'_> {
         Ok(())
     }
 
+    /// Loads saved states, and the reset state of rows that restart.
+    fn load_states(&self, times: &[usize], scratch: &mut StepScratch) {
+        let CellSpec { hidden, .. } = self.weights.spec;
+        let RowBlock { context, rows, .. } = &self.row_block;
+        let padded = scratch.zone.len();
+        for ((t, row), h) in self.positions(times).zip(scratch.h.chunks_exact_mut(padded)) {
+            match &self.states {
+                StepStates::Saved(saved) => h[..hidden].copy_from_slice(row_of(saved, t, row)),
+                StepStates::Computed { .. } if self.row_block.restarts(t, row) => {
+                    let reset_state = context.reset_state.row(rows.start + row);
+                    h.iter_mut().zip(reset_state).for_each(|(h, &reset)| *h = reset);
+                }
+                StepStates::Computed { .. } => {}
+            }
+        }
+    }
+
     /// Computes one step, or all steps of a chunk if the states are saved. The M rows are the R rows
     /// of each step.
     fn step(
         &mut self,
-        team: &mut ForwardTeam<'_, '_, '_>,
+        team: &mut ForwardTeam,
         now: StepsNow<'_>,
         scratch: &mut StepScratch,
     ) -> Result<()> {
         let spec = self.weights.spec;
         let step_rows = self.x.len_of(Axis(1));
         let (rows, padded) = (now.times.len() * step_rows, spec.padded());
-        for ((t, row), h) in self.positions(now.times).zip(scratch.h.chunks_exact_mut(padded)) {
-            match &self.states {
-                StepStates::Saved(saved) => h[..spec.hidden].copy_from_slice(row_of(saved, t, row)),
-                StepStates::Computed { .. } if self.row_block.restarts(t, row) => {
-                    let reset_state =
-                        self.row_block.context.reset_state.row(self.row_block.rows.start + row);
-                    h.iter_mut().zip(reset_state).for_each(|(h, &reset)| *h = reset);
-                }
-                StepStates::Computed { .. } => {}
-            }
-        }
         let StepScratch { h, rh, inputs, left, blocks, .. } = &mut *scratch;
         let (h, rh) = (&h[..rows * padded], &mut rh[..rows * padded]);
         let blocks = &mut blocks[..spec.blocks() * SLOTS * rows * spec.level.lanes()];
@@ -227,10 +231,7 @@ impl Forward<'_> {
             });
             Ok(())
         };
-        let mut positions = self.positions(now.times);
-        let is_idle = positions.all(|(t, row)| self.row_block.is_padding(t, row));
         match spec.reset {
-            _ if is_idle => {}
             Reset::After => compute(CellStage::Whole, h, blocks)?,
             Reset::Before => {
                 compute(CellStage::Gates, h, blocks)?;

@@ -1,6 +1,7 @@
 //! The steps of one layer, cut into tasks, forward and backward.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ndarray::{Array3, ArrayView3, ArrayViewMut, ArrayViewMut3, Axis, Dimension, s};
 
@@ -85,7 +86,7 @@ impl<'a> LayerSteps<'a> {
     /// layer's cells, for a backward pass.
     pub fn forward(
         &self,
-        (weights, packed): (&Weights, &[ForwardWeights]),
+        (weights, packed): (&Weights, &[Arc<ForwardWeights>]),
         x: ArrayView3<'_, f32>,
         h_n: &mut Array3<f32>,
         y: ArrayViewMut3<'_, f32>,
@@ -138,7 +139,7 @@ fn by_rows(array: ArrayViewMut3<'_, f32>, threads: ThreadLayout) -> Vec<ArrayVie
 
 /// The backward pass of a layer, which runs span by span from the last steps to the first.
 pub(super) struct LayerBackward<'a> {
-    pub weights: (&'a Weights, &'a [BackwardWeights]),
+    pub weights: (&'a Weights, &'a [Arc<BackwardWeights>]),
     /// The layer's input, `[T, B, ·]`.
     pub input: &'a Array3<f32>,
     /// The state that each step starts from, `[T, B, H]` for each direction; see [`CpuCellTrace`].
@@ -165,7 +166,7 @@ impl LayerBackward<'_> {
     pub fn recompute_gates(
         &mut self,
         span: &LayerSteps<'_>,
-        (weights, packed): (&Weights, &[ForwardWeights]),
+        (weights, packed): (&Weights, &[Arc<ForwardWeights>]),
     ) -> Result<()> {
         let Self { input, h, gates, .. } = self;
         let threads = span.threads(weights, input.len_of(Axis(2)));

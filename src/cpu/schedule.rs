@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::team::{MAX_PARTS, Sharing};
+use super::team::{MAX_PARTS, MIN_MEASURED_STEPS, Sharing};
 use crate::error::Result;
 use crate::spec::config::Shape;
 
@@ -10,17 +10,15 @@ use crate::spec::config::Shape;
 /// several.
 pub(super) const MIN_PARALLEL_FLOPS: f64 = 2e6;
 
-/// The floating-point operations of a step above which threads share the step. Sharing costs about
-/// a µs per step.
+/// The floating-point operations of a step above which threads are expected to share it.
 const MIN_SHARED_STEP_FLOPS: f64 = 4e6;
 
-/// The floating-point operations of a layer, several times the 40 µs that starting threads takes,
-/// above which threads share steps at once.
+/// The floating-point operations of a layer, several times the 20 µs that tasks take to come, above
+/// which threads are expected to share its steps.
 const MIN_SHARED_FLOPS: f64 = 1.5e7;
 
-/// The floating-point operations of a thread's part of a step, 1 µs of work or so. A smaller part
-/// takes no longer than handing it over.
-const MIN_PART_FLOPS: f64 = 5e4;
+/// The floating-point operations in the time, about 0.2 µs, that the hand-over of a part takes.
+const HAND_OVER_FLOPS: f64 = 2e4;
 
 /// The longest inner axis (steps × rows) of a product for the weights' gradients. Packed operands
 /// of this size stay in the cache.
@@ -44,7 +42,7 @@ pub(super) struct ThreadLayout {
     pub rows: usize,
     /// Threads that may share each step of a task.
     pub threads_per_step: usize,
-    /// Whether they share it.
+    /// Whether they are expected to share it.
     pub sharing: Sharing,
     /// True if more than one thread is used.
     pub is_parallel: bool,
@@ -56,7 +54,7 @@ impl ThreadLayout {
         let Shape { steps, batch, hidden, directions, .. } = shape;
         let step_flops = 6.0 * (batch * hidden) as f64 * (hidden + width) as f64;
         if threads == 1 || step_flops * ((steps * directions) as f64) < MIN_PARALLEL_FLOPS {
-            let sharing = Sharing::Always;
+            let sharing = Sharing::Tried;
             return Self { rows: batch, threads_per_step: 1, sharing, is_parallel: false };
         }
         // A task takes at least eight rows. With fewer, loading the weights from the cache takes
@@ -67,11 +65,13 @@ impl ThreadLayout {
         let row_flops = 6.0 * (rows * hidden * hidden) as f64;
         // One row takes as long as two: the weights are loaded from memory.
         let layer_flops = step_flops * steps as f64 * if batch == 1 { 2.0 } else { 1.0 };
-        let sharing = match row_flops > MIN_SHARED_STEP_FLOPS && layer_flops > MIN_SHARED_FLOPS {
-            true => Sharing::Always,
-            false => Sharing::IfFaster,
+        let is_long = row_flops > MIN_SHARED_STEP_FLOPS && layer_flops > MIN_SHARED_FLOPS;
+        let sharing = if is_long { Sharing::Expected } else { Sharing::Tried };
+        // n parts take the time of 1 / n of the step, and of n hand-overs.
+        let parts = match is_long || steps >= MIN_MEASURED_STEPS {
+            true => (row_flops / HAND_OVER_FLOPS).sqrt() as usize,
+            false => 1,
         };
-        let parts = (row_flops / MIN_PART_FLOPS) as usize;
         let threads_per_step = idle.min(parts).clamp(1, MAX_PARTS);
         Self { rows, threads_per_step, sharing, is_parallel: true }
     }

@@ -1,31 +1,41 @@
 //! [`Team`]: threads that compute parts of the same step.
 //!
-//! Starting a task of the thread pool for each step would take longer than many a step. So the
-//! other members of a team are threads of its own, which spin between two steps. To start and to end
-//! them takes 40 µs or so.
+//! Starting a task for each step would take longer than many a step. So the other members of a team
+//! are tasks that spin between two steps, from the first to the last.
 //!
-//! **No deadlock.** The leader, the thread that runs the steps, waits only for a member that is
-//! computing, and that waits for nothing. The leader computes the part of a member itself if its
-//! thread is not there: it could not be started, or it is paused. Who computes a part does not
-//! change the results.
+//! **No deadlock.** The leader, the thread that runs the steps, computes the part of a member itself
+//! if its task does not run (its thread has other work) or is late (another program has its core).
+//! So neither waits for the other without limit, nor does the leader wait for the tasks to end: they
+//! own what they use. Who computes a part does not change the results.
+//!
+//! Between the start and the end of a team, its leader must not wait for rayon: it might then run
+//! another task for a long time, such as the steps of another team.
 
 use std::hint::spin_loop;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::{self, Scope, Thread};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::clock::Instant;
 
-/// A member's part of the steps, with its own copy of the operands and its own results.
-pub(super) trait Part: Send {
-    fn compute(&mut self);
+/// A member's part of the steps, with its own results.
+pub(super) trait Part: Send + 'static {
+    /// What all members read, such as the left side of a product.
+    type Operand: Send + Sync;
+
+    fn compute(&mut self, operand: &Self::Operand);
 }
 
-/// A step that a team computes. Part 0 is the leader's.
-pub(super) trait TeamStep<P> {
-    /// Copies the operands of part `i` for its member.
+/// Something in a step that a team computes. Part 0 is the leader's.
+pub(super) trait TeamStep<P: Part> {
+    /// Copies what all members read.
+    fn share(&self, operand: &mut P::Operand);
+
+    /// Copies what only the member of part `i` reads.
     fn give(&self, i: usize, part: &mut P);
 
     /// Computes these parts on this thread.
@@ -55,38 +65,43 @@ impl Parts {
     }
 }
 
-/// The thread has not come yet.
+/// The member has no task.
 const ABSENT: u8 = 0;
+/// Its task has been started, but may not run yet.
+const CALLED: u8 = 1;
 /// It waits for work.
-const WAITS: u8 = 1;
+const WAITS: u8 = 2;
 /// The leader has given it work.
-const GIVEN: u8 = 2;
+const GIVEN: u8 = 3;
 /// It computes.
-const BEGUN: u8 = 3;
-const DONE: u8 = 4;
-/// It sleeps: it got no work for a while.
-const PARKED: u8 = 5;
+const BEGUN: u8 = 4;
+const DONE: u8 = 5;
+/// It computes what the leader no longer waits for.
+const LATE: u8 = 6;
+/// Its task is to end, because there is no work now.
+const DISMISSED: u8 = 7;
 /// The team has ended.
-const ENDED: u8 = 6;
+const ENDED: u8 = 8;
 
 /// A member of a team, other than the leader. Each is in cache lines of its own.
 #[repr(align(128))]
-struct Member<P> {
+struct Member<P: Part> {
     state: AtomicU8,
-    /// Set when the thread is started: `None` if the system has no more threads.
-    thread: OnceLock<Option<Thread>>,
-    /// Locked by the leader unless the state is [`BEGUN`], by the member's thread only then. So
-    /// nobody waits for the lock.
+    /// Locked by the task if the state is [`BEGUN`] or [`LATE`], by the leader only in other
+    /// states. So nobody waits for the lock.
     part: Mutex<P>,
+    /// Written by the leader only if no task reads it.
+    operand: Arc<RwLock<P::Operand>>,
 }
 
 impl<P: Part> Member<P> {
-    fn new(part: P) -> Self {
-        Self { state: AtomicU8::new(ABSENT), thread: OnceLock::new(), part: Mutex::new(part) }
+    fn new(part: P, operand: &Arc<RwLock<P::Operand>>) -> Arc<Self> {
+        let (state, part) = (AtomicU8::new(ABSENT), Mutex::new(part));
+        Arc::new(Self { state, part, operand: operand.clone() })
     }
 
     fn part(&self) -> MutexGuard<'_, P> {
-        // A panic of the member goes on at the end of the team.
+        // After a panic of `compute`, the leader computes the part itself.
         self.part.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -99,75 +114,117 @@ impl<P: Part> Member<P> {
         self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Starts the thread, or wakes it if it sleeps.
-    fn call<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
-        let thread = self.thread.get_or_init(|| {
-            let builder = thread::Builder::new().name("gru-wgpu cpu".to_owned());
-            let handle = builder.spawn_scoped(scope, || self.work());
-            handle.ok().map(|handle| handle.thread().clone())
-        });
-        match thread {
-            Some(thread) if self.change(PARKED, ABSENT) => thread.unpark(),
-            _ => {}
+    /// Starts a task for this member if there is none.
+    fn call(self: &Arc<Self>) {
+        if let Some(pool) = member_pool().filter(|_| self.is(ABSENT)) {
+            self.change(ABSENT, CALLED);
+            let member = self.clone();
+            pool.spawn(move || {
+                // Without this, a panic would abort the process.
+                if catch_unwind(AssertUnwindSafe(|| member.work())).is_err() {
+                    _ = member.change(BEGUN, ABSENT) || member.change(LATE, ABSENT);
+                }
+            });
         }
     }
 
+    /// Ends the task if it waits.
+    fn dismiss(&self) {
+        _ = self.is(WAITS) && self.change(WAITS, DISMISSED);
+    }
+
+    /// Ends the task for good.
     fn end(&self) {
         self.state.store(ENDED, Ordering::Release);
-        if let Some(Some(thread)) = self.thread.get() {
-            thread.unpark();
-        }
     }
 
-    /// Does the work of this member until the team ends.
+    /// The task: does the work of this member until the team ends, or until no work comes.
     fn work(&self) {
-        // After a panic of `compute`, the leader must not wait for this member.
-        let _leave = OnDrop(|| _ = self.change(BEGUN, ABSENT));
-        let mut spin = Spin::default();
+        let (mut spin, mut idle) = (Spin::default(), Spin::default());
         loop {
             match self.state.load(Ordering::Acquire) {
                 ENDED => return,
-                GIVEN if self.change(GIVEN, BEGUN) => {
-                    self.part().compute();
-                    self.change(BEGUN, DONE);
-                    spin = Spin::default();
+                DISMISSED if self.change(DISMISSED, ABSENT) => return,
+                CALLED => _ = self.change(CALLED, WAITS),
+                GIVEN if self.change(GIVEN, BEGUN) => self.compute(),
+                WAITS => {
+                    if idle.next() > MAX_IDLE && self.change(WAITS, ABSENT) {
+                        return;
+                    }
+                    continue;
                 }
-                ABSENT if self.change(ABSENT, WAITS) => spin = Spin::default(),
-                PARKED => thread::park(),
-                _ if spin.next() > MAX_IDLE => _ = self.change(WAITS, PARKED),
-                _ => {}
+                _ => _ = spin.next(),
             }
+            idle = Spin::default();
         }
     }
 
-    /// Gives work to this member. Returns false if its thread sleeps.
+    /// Computes the work that was given.
+    fn compute(&self) {
+        {
+            let operand = self.operand.read().unwrap_or_else(PoisonError::into_inner);
+            self.part().compute(&operand);
+        }
+        _ = self.change(BEGUN, DONE) || self.change(LATE, WAITS);
+    }
+
+    /// Gives work to this member. Returns false if it has no task, or is late.
     fn give(&self, give: impl FnOnce(&mut P)) -> bool {
-        let state = self.state.load(Ordering::Acquire);
-        matches!(state, ABSENT | WAITS) && {
+        matches!(self.state.load(Ordering::Acquire), CALLED | WAITS) && {
             give(&mut self.part());
-            // A thread may have come or gone to sleep meanwhile.
-            self.change(state, GIVEN) || self.change(WAITS, GIVEN)
+            // The task may have begun to wait, or have ended, meanwhile.
+            self.change(WAITS, GIVEN) || self.change(CALLED, GIVEN) || self.change(WAITS, GIVEN)
         }
     }
 
-    /// Takes the results of the work that was given. Returns false if the member has not begun, or
-    /// failed.
-    fn take(&self, take: impl FnOnce(&P)) -> bool {
-        if self.change(GIVEN, ABSENT) {
-            return false;
+    /// Takes the results of the work that was given, if it is done within `limit` or so.
+    fn take(&self, limit: Duration, take: impl FnOnce(&P)) -> Taken {
+        if self.change(GIVEN, CALLED) {
+            return Taken::NotBegun;
         }
         let mut spin = Spin::default();
         while self.is(BEGUN) {
-            spin.next();
+            if spin.next() > limit && self.change(BEGUN, LATE) {
+                return Taken::Late;
+            }
         }
-        self.is(DONE) && {
-            take(&self.part());
-            self.change(DONE, WAITS)
+        if !self.is(DONE) {
+            return Taken::NotBegun;
         }
+        take(&self.part());
+        self.change(DONE, WAITS);
+        Taken::Results
     }
 }
 
-/// The time after which a member without work sleeps.
+/// What the leader got from a member.
+#[derive(Debug, PartialEq)]
+enum Taken {
+    Results,
+    /// The member has not begun, or has panicked.
+    NotBegun,
+    /// The member is not done: its thread may have been interrupted for milliseconds.
+    Late,
+}
+
+/// Returns the threads of the members, one less than the computer has cores: the leader has one.
+/// They are not those of rayon's own pool, whose idle threads would take turns with members on the
+/// same core. `None` if there is no other core, or if threads cannot be started.
+fn member_pool() -> Option<&'static ThreadPool> {
+    static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
+    let start = || {
+        let others = std::thread::available_parallelism().ok()?.get() - 1;
+        let name = |i| format!("gru-wgpu member {i}");
+        let builder = ThreadPoolBuilder::new().num_threads(others.min(MAX_PARTS)).thread_name(name);
+        if others > 0 { builder.build().ok() } else { None }
+    };
+    POOL.get_or_init(start).as_ref()
+}
+
+/// The leader waits for the others' parts as long as its own part takes, and so much longer.
+const MAX_LATE: Duration = Duration::from_micros(20);
+
+/// The time after which the task of a member without work ends.
 const MAX_IDLE: Duration = Duration::from_millis(1);
 
 /// The turns of a waiting loop, about 10 µs, after which a thread lets others run.
@@ -184,10 +241,10 @@ struct Spin {
 impl Spin {
     /// Waits a moment. Returns about how long the loop has waited.
     fn next(&mut self) -> Duration {
-        self.turns += 1;
+        self.turns = self.turns.wrapping_add(1);
         if self.turns.is_multiple_of(SPINS) {
             self.waited = self.start.get_or_insert_with(Instant::now).elapsed();
-            thread::yield_now();
+            std::thread::yield_now();
         } else {
             spin_loop();
         }
@@ -195,118 +252,142 @@ impl Spin {
     }
 }
 
-/// Calls a function when it is dropped.
-struct OnDrop<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
-}
-
 /// The leader's view of its team.
-pub(super) struct Team<'scope, 'env, P> {
-    scope: &'scope Scope<'scope, 'env>,
-    members: &'scope [Member<P>],
+pub(super) struct Team<P: Part> {
+    members: Vec<Arc<Member<P>>>,
+    operand: Arc<RwLock<P::Operand>>,
     pace: Pace,
 }
 
-impl<P: Part> Team<'_, '_, P> {
-    /// Computes a step.
+impl<P: Part> Team<P> {
+    /// Returns the team of this thread and of a member for each of `parts`, for `steps` steps.
+    pub fn new(parts: Vec<P>, operand: P::Operand, sharing: Sharing, steps: usize) -> Self {
+        assert!(parts.len() < MAX_PARTS, "a team of {}", parts.len());
+        let operand = Arc::new(RwLock::new(operand));
+        let members = parts.into_iter().map(|part| Member::new(part, &operand)).collect();
+        Self { members, operand, pace: Pace::new(sharing, steps) }
+    }
+
+    /// Computes something in a step.
     pub fn step(&mut self, mut step: impl TeamStep<P>) {
         let count = self.members.len() + 1;
-        if !self.pace.shares() {
+        if count == 1 || !self.pace.shares() || !self.share(&step) {
             return step.own(0..count);
         }
         let mut given = 0_u64;
-        for (i, member) in (1..).zip(self.members) {
+        for (i, member) in (1..).zip(&self.members) {
+            self.pace.sharing.call(member);
             given |= u64::from(member.give(|part| step.give(i, part))) << i;
         }
         // The parts up to the first that was given are next to each other.
         let first_given = count.min(given.trailing_zeros() as usize);
+        let start = Instant::now();
         step.own(0..first_given);
-        #[cfg(test)]
-        if self.pace.sharing == Sharing::Rehearsed {
-            self.members.iter().for_each(Member::rehearse);
-        }
-        for (i, member) in (1..).zip(self.members).skip(first_given - 1) {
-            if given >> i & 1 == 0 {
-                member.call(self.scope);
-                step.own(i..i + 1);
-            } else if !member.take(|part| step.take(i, part)) {
+        let limit = start.elapsed() + MAX_LATE;
+        self.pace.sharing.rehearse(&self.members);
+        let mut is_late = false;
+        for (i, member) in (1..).zip(&self.members).skip(first_given - 1) {
+            let taken = match given >> i & 1 {
+                0 => Taken::NotBegun,
+                _ => member.take(limit, |part| step.take(i, part)),
+            };
+            if taken != Taken::Results {
                 step.own(i..i + 1);
             }
+            is_late |= taken == Taken::Late;
         }
+        if is_late {
+            // There may be more threads than cores.
+            self.pace.choose(false);
+        }
+    }
+
+    /// Copies what all members read. Returns false if a late member still reads the old one.
+    fn share(&self, step: &impl TeamStep<P>) -> bool {
+        self.operand.try_write().map(|mut operand| step.share(&mut operand)).is_ok()
     }
 
     /// Runs `work`, the calls of [`Self::step`] for one step of the recurrence. Every call does
     /// about the same work, and some are measured.
     pub fn measure<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        match self.pace.phase {
+            // A thread that spins may slow another one down on the same core.
+            Phase::Alone | Phase::Chosen { shares: false, .. } => {
+                self.members.iter().for_each(|member| member.dismiss());
+            }
+            Phase::Coming { .. } => {
+                self.members.iter().for_each(Member::call);
+                if self.members.iter().all(|member| member.is(WAITS)) {
+                    self.pace.phase = Phase::Shared;
+                }
+            }
+            _ => {}
+        }
         let start = self.pace.is_measuring().then(Instant::now);
         let result = work(self);
         self.pace.end_step(start.map(Instant::elapsed).unwrap_or_default());
-        if start.is_some() && !self.pace.shares() {
-            // A thread that spins may slow another one down on the same core.
-            self.members.iter().for_each(|member| _ = member.change(WAITS, PARKED));
-        }
-        if matches!(self.pace.phase, Phase::Coming { .. }) {
-            self.members.iter().for_each(|member| member.call(self.scope));
-            if self.members.iter().all(|member| member.is(WAITS)) {
-                self.pace.phase = Phase::Shared;
-            }
-        }
         result
     }
 }
 
-/// Runs `work` with a team for `steps` steps: this thread, and a member for each of `parts`.
-pub(super) fn with_team<P: Part, T>(
-    parts: Vec<P>,
-    sharing: Sharing,
-    steps: usize,
-    work: impl FnOnce(&mut Team<'_, '_, P>) -> T,
-) -> T {
-    assert!(parts.len() < MAX_PARTS, "a team of {}", parts.len());
-    let members: Vec<_> = parts.into_iter().map(Member::new).collect();
-    // Without members there is nothing to measure.
-    let sharing = if members.is_empty() { Sharing::Always } else { sharing };
-    thread::scope(|scope| {
-        // Also if `work` panics, the members end: the scope waits for them.
-        let _end = OnDrop(|| members.iter().for_each(Member::end));
-        if sharing == Sharing::Always {
-            members.iter().for_each(|member| member.call(scope));
-        }
-        work(&mut Team { scope, members: &members, pace: Pace::new(sharing, steps) })
-    })
+impl<P: Part> Drop for Team<P> {
+    fn drop(&mut self) {
+        self.members.iter().for_each(|member| member.end());
+    }
 }
 
 /// Whether the members of a team get work.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Sharing {
-    /// Always: long steps, next to which a hand-over is short.
-    Always,
-    /// If it is measured to be faster.
-    IfFaster,
+    /// If it is measured to be faster. The first steps are not shared.
+    Tried,
+    /// Unless it is measured to be slower: in long steps a hand-over is short.
+    Expected,
     /// Always, but the leader does the work of the members, so that a test knows who does it.
     #[cfg(test)]
     Rehearsed,
 }
 
+impl Sharing {
+    fn call<P: Part>(self, member: &Arc<Member<P>>) {
+        match self {
+            Self::Tried | Self::Expected => member.call(),
+            #[cfg(test)]
+            Self::Rehearsed => _ = member.change(ABSENT, WAITS),
+        }
+    }
+
+    /// In a rehearsal, does the work of the members.
+    fn rehearse<P: Part>(self, members: &[Arc<Member<P>>]) {
+        match self {
+            Self::Tried | Self::Expected => _ = members,
+            #[cfg(test)]
+            Self::Rehearsed => {
+                let begun = members.iter().filter(|member| member.change(GIVEN, BEGUN));
+                begun.for_each(|member| member.compute());
+            }
+        }
+    }
+}
+
 /// The steps that are measured in each way.
 const SAMPLES: u32 = 3;
+
+/// The number of steps from which on it can be measured which way is faster.
+pub(super) const MIN_MEASURED_STEPS: usize = 4 * SAMPLES as usize;
 
 /// The steps after which they are measured again.
 const PERIOD: usize = 256;
 
-/// The steps in which the members have to come.
-const MAX_COMING: usize = 64;
-
 /// The longest such period: each time sharing loses, the period doubles.
 const MAX_PERIOD: usize = 1 << 14;
 
-/// The shortest time of the remaining steps for which a team starts its threads. It is several
-/// times what is lost if sharing turns out to be slower.
-const MIN_REMAINING: Duration = Duration::from_micros(500);
+/// The steps in which the members have to come.
+const MAX_COMING: usize = 64;
+
+/// The shortest time of the remaining steps for which the members are called. It is several times
+/// what is lost if sharing turns out to be slower.
+const MIN_REMAINING: Duration = Duration::from_micros(300);
 
 /// Whether a team shares its steps now. What it costs to hand over work depends on the machine and
 /// on what else runs there, so some steps are measured without sharing and some with it.
@@ -318,6 +399,8 @@ struct Pace {
     period: usize,
     alone: Samples,
     shared: Samples,
+    /// The last steps, one after the other, in which sharing was slower.
+    slow: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -328,8 +411,8 @@ enum Phase {
     Coming { until: usize },
     /// All compute, and are measured.
     Shared,
-    /// The faster way, until so many steps are left.
-    Chosen { shares: bool, until: usize },
+    /// The faster way, until so many steps are left, or to the end.
+    Chosen { shares: bool, until: Option<usize> },
 }
 
 /// The times of some steps.
@@ -347,25 +430,36 @@ impl Samples {
         self.longest = self.longest.max(time);
     }
 
+    fn are_complete(&self) -> bool {
+        self.count >= SAMPLES
+    }
+
     /// Returns the time of all but the longest: weights that are not in the cache, or an
     /// interruption.
     fn time(&self) -> Duration {
         self.sum - self.longest
+    }
+
+    /// Returns the time of a step.
+    fn mean(&self) -> Duration {
+        self.time() / (SAMPLES - 1)
     }
 }
 
 impl Pace {
     fn new(sharing: Sharing, steps: usize) -> Self {
         let phase = match sharing {
-            Sharing::IfFaster => Phase::Alone,
-            _ => Phase::Chosen { shares: true, until: 0 },
+            Sharing::Tried => Phase::Alone,
+            Sharing::Expected => Phase::Shared,
+            #[cfg(test)]
+            Sharing::Rehearsed => Phase::Chosen { shares: true, until: None },
         };
-        let (alone, shared) = (Samples::default(), Samples::default());
-        Self { sharing, phase, steps, period: PERIOD, alone, shared }
+        let (alone, shared) = Default::default();
+        Self { sharing, phase, steps, period: PERIOD, alone, shared, slow: 0 }
     }
 
     fn is_measuring(&self) -> bool {
-        matches!(self.phase, Phase::Alone | Phase::Shared)
+        !matches!(self.phase, Phase::Coming { .. } | Phase::Chosen { shares: false, .. })
     }
 
     fn shares(&self) -> bool {
@@ -376,45 +470,65 @@ impl Pace {
     fn end_step(&mut self, time: Duration) {
         self.steps = self.steps.saturating_sub(1);
         match self.phase {
-            Phase::Alone => {
-                self.alone.add(time);
-                if self.alone.count == SAMPLES {
-                    let steps = u32::try_from(self.steps).unwrap_or(u32::MAX);
-                    let remaining = (self.alone.time() / (SAMPLES - 1)).saturating_mul(steps);
-                    self.phase = match remaining > MIN_REMAINING {
-                        true => Phase::Coming { until: self.steps.saturating_sub(MAX_COMING) },
-                        false => Phase::Chosen { shares: false, until: 0 },
-                    };
-                }
-            }
+            Phase::Alone => self.end_alone(time),
             Phase::Coming { until } => {
                 if self.steps <= until {
                     self.choose(false);
                 }
             }
-            Phase::Shared => {
-                self.shared.add(time);
-                // A step in which a thread was interrupted can take a hundred times as long.
-                let is_slower = self.shared.time() > self.alone.time();
-                if self.shared.count == SAMPLES || is_slower {
-                    // A tenth is worth another core.
-                    self.choose(self.shared.time() * 10 < self.alone.time() * 9);
-                }
-            }
-            Phase::Chosen { until, .. } => {
-                if self.sharing == Sharing::IfFaster && until > 0 && self.steps <= until {
-                    self.phase = Phase::Alone;
-                    (self.alone, self.shared) = Default::default();
-                }
+            Phase::Shared => self.end_shared(time),
+            Phase::Chosen { shares, until } => self.end_chosen(shares, until, time),
+        }
+    }
+
+    fn end_alone(&mut self, time: Duration) {
+        self.alone.add(time);
+        if !self.alone.are_complete() {
+            return;
+        }
+        let steps = u32::try_from(self.steps).unwrap_or(u32::MAX);
+        if self.shared.are_complete() {
+            self.choose_faster();
+        } else if self.alone.mean().saturating_mul(steps) < MIN_REMAINING {
+            self.phase = Phase::Chosen { shares: false, until: None };
+        } else {
+            self.phase = Phase::Coming { until: self.steps.saturating_sub(MAX_COMING) };
+        }
+    }
+
+    fn end_shared(&mut self, time: Duration) {
+        self.shared.add(time);
+        match (self.alone.are_complete(), self.shared.are_complete()) {
+            (false, true) => self.phase = Phase::Alone,
+            (true, true) => self.choose_faster(),
+            // A step in which a thread is interrupted can take a hundred times as long.
+            (true, false) if self.shared.time() > self.alone.time() => self.choose(false),
+            (_, false) => {}
+        }
+    }
+
+    fn end_chosen(&mut self, shares: bool, until: Option<usize>, time: Duration) {
+        if until.is_some_and(|until| self.steps <= until) {
+            self.phase = Phase::Alone;
+            (self.alone, self.shared) = Default::default();
+        } else if shares && self.alone.are_complete() {
+            self.slow = if time > self.alone.mean() { self.slow + 1 } else { 0 };
+            if self.slow == SAMPLES {
+                self.choose(false);
             }
         }
     }
 
+    /// Chooses the faster way. A tenth is worth another core.
+    fn choose_faster(&mut self) {
+        self.choose(self.shared.time() * 10 < self.alone.time() * 9);
+    }
+
     /// Chooses a way for the next steps.
     fn choose(&mut self, shares: bool) {
+        self.slow = 0;
         self.period = if shares { PERIOD } else { MAX_PERIOD.min(2 * self.period) };
-        let is_last = self.steps < 2 * self.period;
-        let until = if is_last { 0 } else { self.steps - self.period };
+        let until = self.steps.checked_sub(self.period).filter(|&until| until >= self.period);
         self.phase = Phase::Chosen { shares, until };
     }
 }
@@ -423,17 +537,7 @@ impl Pace {
 mod tests {
     use super::*;
 
-    impl<P: Part> Member<P> {
-        /// Does the work that was given on this thread.
-        pub(super) fn rehearse(&self) {
-            if self.change(GIVEN, BEGUN) {
-                self.part().compute();
-                self.change(BEGUN, DONE);
-            }
-        }
-    }
-
-    /// Doubles a number. Counts how often.
+    /// Doubles a number plus the operand. Counts how often.
     #[derive(Default)]
     struct Double {
         number: u32,
@@ -442,26 +546,34 @@ mod tests {
     }
 
     impl Part for Double {
-        fn compute(&mut self) {
+        type Operand = u32;
+
+        fn compute(&mut self, operand: &u32) {
             assert!(!self.panics, "as intended");
-            self.number *= 2;
+            self.number = 2 * (self.number + operand);
             self.computed += 1;
         }
     }
 
-    /// Doubles three numbers.
+    /// Doubles three numbers plus an operand.
     struct Doubles<'a> {
+        operand: u32,
         results: [u32; 3],
         by_members: &'a mut u32,
     }
 
     impl TeamStep<Double> for Doubles<'_> {
+        fn share(&self, operand: &mut u32) {
+            *operand = self.operand;
+        }
+
         fn give(&self, i: usize, part: &mut Double) {
             part.number = self.results[i];
         }
 
         fn own(&mut self, parts: Range<usize>) {
-            self.results[parts].iter_mut().for_each(|number| *number *= 2);
+            let operand = self.operand;
+            self.results[parts].iter_mut().for_each(|number| *number = 2 * (*number + operand));
         }
 
         fn take(&mut self, i: usize, part: &Double) {
@@ -472,71 +584,114 @@ mod tests {
 
     impl Drop for Doubles<'_> {
         fn drop(&mut self) {
-            let [first, ..] = self.results;
-            assert_eq!(self.results, [first, first + 2, first + 4]);
+            assert_eq!(self.results, [0, 1, 2].map(|i| 2 * (i + self.operand)));
         }
     }
 
-    /// Runs `steps` steps of a team of three. Returns how many parts a member computed.
-    fn run(steps: usize, sharing: Sharing) -> u32 {
+    fn team(sharing: Sharing, steps: usize) -> Team<Double> {
+        Team::new(vec![Double::default(), Double::default()], 0, sharing, steps)
+    }
+
+    fn member() -> Arc<Member<Double>> {
+        Member::new(Double::default(), &Arc::default())
+    }
+
+    /// Runs `steps` steps. Returns how many parts a member computed.
+    fn run(team: &mut Team<Double>, steps: usize) -> u32 {
         let mut by_members = 0;
-        with_team(vec![Double::default(), Double::default()], sharing, steps, |team| {
-            for step in 0..steps {
-                let by_members = &mut by_members;
-                let results = [0, 1, 2].map(|i| step as u32 + i);
-                team.measure(|team| team.step(Doubles { results, by_members }));
-            }
-        });
+        for step in 0..steps {
+            let by_members = &mut by_members;
+            let doubles = Doubles { operand: step as u32, results: [0, 1, 2], by_members };
+            team.measure(|team| team.step(doubles));
+        }
         by_members
     }
 
     #[test]
     fn members_compute_their_parts() {
-        // On a busy computer, a member may not begin before the leader takes its part back.
-        assert!((0..1_000).any(|_| run(2_000, Sharing::Always) > 0), "the members did nothing");
-        run(2_000, Sharing::IfFaster);
-        assert_eq!(run(20, Sharing::Rehearsed), 20);
+        assert_eq!(run(&mut team(Sharing::Rehearsed, 20), 20), 20);
+        for sharing in [Sharing::Tried, Sharing::Expected] {
+            run(&mut team(sharing, 2_000), 2_000);
+        }
     }
 
     #[test]
-    fn a_leader_without_other_threads_computes_all_parts() {
-        let members = [(); 2].map(|()| Member::new(Double::default()));
-        members.iter().for_each(|member| member.thread.set(None).unwrap());
-        let mut by_members = 0;
-        thread::scope(|scope| {
-            let pace = Pace::new(Sharing::Always, 1);
-            let mut team = Team { scope, members: &members, pace };
-            team.step(Doubles { results: [1, 2, 3], by_members: &mut by_members });
-        });
-        assert_eq!(by_members, 0);
+    fn the_leader_computes_parts_whose_tasks_do_not_run() {
+        let mut team = team(Sharing::Expected, 100);
+        // As if the tasks had been started, but no thread had time for them.
+        team.members.iter().for_each(|member| member.state.store(CALLED, Ordering::Release));
+        assert_eq!(run(&mut team, 100), 0);
     }
 
     #[test]
-    fn a_panic_ends_the_team() {
-        let panicked = std::panic::catch_unwind(|| {
-            let parts = vec![Double::default()];
-            with_team(parts, Sharing::Always, 1, |_| panic!("as intended"))
-        });
-        assert!(panicked.is_err());
-        let member = Member::new(Double { panics: true, ..Double::default() });
-        assert!(member.give(|_| ()));
-        let work = std::panic::AssertUnwindSafe(|| member.work());
-        assert!(std::panic::catch_unwind(work).is_err());
-        assert!(!member.take(|_| ()), "the leader took results of a panic");
+    fn members_come_back() {
+        let mut team = team(Sharing::Rehearsed, 3);
+        for state in [DISMISSED, ABSENT, WAITS] {
+            assert_eq!(team.members[0].state.swap(ABSENT, Ordering::AcqRel), ABSENT, "{state}");
+            run(&mut team, 1);
+            team.members[0].dismiss();
+            team.members[0].work();
+        }
     }
 
     #[test]
-    fn members_without_work_sleep_until_they_are_called() {
-        let member = Member::new(Double::default());
-        thread::scope(|scope| {
-            let _end = OnDrop(|| member.end());
-            for _ in 0..2 {
-                member.call(scope);
-                while !member.is(PARKED) {
-                    thread::yield_now();
-                }
-            }
-        });
+    fn a_panic_of_a_task_is_not_waited_for() {
+        let part = Double { panics: true, ..Double::default() };
+        let panicking = Member::new(part, &Arc::default());
+        panicking.call();
+        let mut spin = Spin::default();
+        while !panicking.give(|_| ()) {
+            spin.next();
+        }
+        let mut taken = Taken::NotBegun;
+        while !panicking.is(ABSENT) {
+            taken = panicking.take(MAX_LATE, |_| ());
+        }
+        assert_ne!(taken, Taken::Results);
+    }
+
+    #[test]
+    fn a_late_member_is_not_waited_for() {
+        let late = member();
+        late.change(ABSENT, WAITS);
+        assert!(late.give(|part| part.number = 3) && late.change(GIVEN, BEGUN));
+        assert_eq!(late.take(Duration::ZERO, |_| ()), Taken::Late);
+        assert!(!late.give(|_| ()), "it has no time for more work");
+        late.compute();
+        assert!(late.is(WAITS));
+    }
+
+    #[test]
+    fn the_operand_of_a_late_member_is_not_overwritten() {
+        let mut team = team(Sharing::Rehearsed, 2);
+        let operand = team.operand.clone();
+        let reads = operand.read().unwrap();
+        assert_eq!(run(&mut team, 2), 0);
+        assert_eq!(*reads, 0);
+    }
+
+    #[test]
+    fn a_member_that_is_late_ends_sharing() {
+        let mut team = team(Sharing::Expected, 1_000);
+        team.pace.choose(false);
+        assert!(!team.pace.shares());
+        run(&mut team, 3);
+        assert!(team.members.iter().all(|member| member.is(ABSENT)));
+    }
+
+    #[test]
+    fn tasks_without_work_end() {
+        let idle = member();
+        idle.change(ABSENT, CALLED);
+        idle.work();
+        assert!(idle.is(ABSENT));
+        idle.change(ABSENT, WAITS);
+        idle.dismiss();
+        idle.work();
+        assert!(idle.is(ABSENT));
+        idle.end();
+        idle.work();
+        assert!(idle.is(ENDED));
     }
 
     #[test]
@@ -545,42 +700,44 @@ mod tests {
         for threads in [1, 2, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                (0..40).into_par_iter().for_each(|_| _ = run(500, Sharing::Always));
+                (0..40).into_par_iter().for_each(|_| {
+                    run(&mut team(Sharing::Expected, 500), 500);
+                });
             });
         }
     }
 
-    /// Measures steps that take 1 ms alone and `shared` in a team.
+    const ALONE: Duration = Duration::from_millis(1);
+
+    /// Measures steps that take [`ALONE`] without sharing and `shared` with it.
     fn measured(pace: &mut Pace, shared: Duration) -> Phase {
-        while pace.phase == Phase::Alone {
-            pace.end_step(Duration::from_millis(1));
-        }
-        if matches!(pace.phase, Phase::Coming { .. }) {
-            pace.phase = Phase::Shared;
-        }
-        while pace.phase == Phase::Shared {
-            pace.end_step(shared);
+        while !matches!(pace.phase, Phase::Chosen { .. }) {
+            match pace.phase {
+                Phase::Coming { .. } => pace.phase = Phase::Shared,
+                _ => pace.end_step(if pace.shares() { shared } else { ALONE }),
+            }
         }
         pace.phase
     }
 
     #[test]
     fn the_faster_way_is_used() {
-        for (shared, shares) in [(600, true), (950, false), (1_001, false), (90_000, false)] {
-            let mut pace = Pace::new(Sharing::IfFaster, 100_000);
-            let phase = measured(&mut pace, Duration::from_micros(shared));
-            let period = if shares { PERIOD } else { 2 * PERIOD };
-            assert_eq!(phase, Phase::Chosen { shares, until: pace.steps - period });
+        for sharing in [Sharing::Tried, Sharing::Expected] {
+            for (shared, shares) in [(600, true), (950, false), (1_001, false), (90_000, false)] {
+                let mut pace = Pace::new(sharing, 100_000);
+                let phase = measured(&mut pace, Duration::from_micros(shared));
+                let period = if shares { PERIOD } else { 2 * PERIOD };
+                assert_eq!(phase, Phase::Chosen { shares, until: Some(pace.steps - period) });
+            }
         }
     }
 
     #[test]
     fn ways_are_measured_again() {
-        let mut pace = Pace::new(Sharing::IfFaster, 100 * PERIOD);
-        let slow = Duration::from_millis(2);
+        let mut pace = Pace::new(Sharing::Tried, 100 * PERIOD);
         for _ in 0..2 {
-            assert!(!matches!(measured(&mut pace, slow), Phase::Chosen { shares: true, .. }));
-            while matches!(pace.phase, Phase::Chosen { until: 1.., .. }) {
+            assert!(matches!(measured(&mut pace, 2 * ALONE), Phase::Chosen { shares: false, .. }));
+            while matches!(pace.phase, Phase::Chosen { until: Some(_), .. }) {
                 pace.end_step(Duration::ZERO);
             }
             assert_eq!(pace.phase, Phase::Alone);
@@ -589,16 +746,30 @@ mod tests {
     }
 
     #[test]
-    fn few_steps_start_no_thread() {
-        let mut pace = Pace::new(Sharing::IfFaster, 40);
+    fn sharing_that_becomes_slower_ends() {
+        let mut pace = Pace::new(Sharing::Expected, 1_000);
+        measured(&mut pace, ALONE / 2);
+        for slow in [2, 1, 1, 2] {
+            // Some slow steps, and a fast one.
+            (0..slow.min(SAMPLES - 1)).for_each(|_| pace.end_step(2 * ALONE));
+            assert!(pace.shares());
+            pace.end_step(ALONE / 2);
+        }
+        (0..SAMPLES).for_each(|_| pace.end_step(2 * ALONE));
+        assert!(!pace.shares());
+    }
+
+    #[test]
+    fn few_steps_call_nobody() {
+        let mut pace = Pace::new(Sharing::Tried, 40);
         (0..SAMPLES).for_each(|_| pace.end_step(Duration::from_micros(5)));
-        assert_eq!(pace.phase, Phase::Chosen { shares: false, until: 0 });
+        assert_eq!(pace.phase, Phase::Chosen { shares: false, until: None });
     }
 
     #[test]
     fn members_that_do_not_come_are_not_waited_for() {
-        let mut pace = Pace::new(Sharing::IfFaster, 1_000);
-        (0..SAMPLES as usize + MAX_COMING).for_each(|_| pace.end_step(Duration::from_millis(1)));
+        let mut pace = Pace::new(Sharing::Tried, 1_000);
+        (0..SAMPLES as usize + MAX_COMING).for_each(|_| pace.end_step(ALONE));
         assert!(matches!(pace.phase, Phase::Chosen { shares: false, .. }));
     }
 }

@@ -30,9 +30,10 @@ fn forward_train(
 /// Returns a thread layout, given the shape and the input size.
 type LayOut = fn(Shape, usize) -> ThreadLayout;
 
-const SINGLE: LayOut = |shape, _| by_blocks(shape, 1, Sharing::Always);
-const BY_ROWS: LayOut = |shape, _| ThreadLayout { rows: 3, ..by_blocks(shape, 1, Sharing::Always) };
-const BY_BLOCKS: LayOut = |shape, _| by_blocks(shape, 2, Sharing::Always);
+const SINGLE: LayOut = |shape, _| by_blocks(shape, 1, Sharing::Expected);
+const BY_ROWS: LayOut =
+    |shape, _| ThreadLayout { rows: 3, ..by_blocks(shape, 1, Sharing::Expected) };
+const BY_BLOCKS: LayOut = |shape, _| by_blocks(shape, 2, Sharing::Expected);
 /// The same work as of a team, on one thread.
 const REHEARSED: LayOut = |shape, _| by_blocks(shape, 3, Sharing::Rehearsed);
 
@@ -76,6 +77,13 @@ fn cases() -> Vec<CpuCase> {
         sized([2, 25, 3, 97, 1]),
         sized([260, 2, 2, 3, 1]),
         sized([47, 11, 4, 5, 1]),
+        // Several chunks of steps, and several blocks of units.
+        CpuCase {
+            direction: Direction::Both,
+            has_step_flags: true,
+            noise: [0.0, 0.3],
+            ..sized([21, 3, 5, 70, 1])
+        },
         CpuCase { direction: Direction::Both, has_step_flags: true, ..sized([6, 5, 3, 19, 2]) },
         CpuCase {
             direction: Direction::Reverse,
@@ -467,7 +475,7 @@ fn weights_are_packed_again_for_a_new_version_of_the_parameters() {
 
 #[test]
 fn thread_layouts_follow_the_amount_of_work() {
-    use Sharing::{Always, IfFaster};
+    use Sharing::{Expected, Tried};
     let layout = |[steps, batch, input, hidden]: [usize; 4], threads| {
         let shape = GruConfig::pytorch(input, hidden).shape(steps, batch).unwrap();
         ThreadLayout::new(shape, input, threads)
@@ -481,16 +489,19 @@ fn thread_layouts_follow_the_amount_of_work() {
     assert_eq!(rows([64, 31, 128, 256], 1), (31, 1, false));
     // Only the products of the backward pass use threads.
     assert_eq!(rows([512, 1, 64, 96], 2), (1, 1, true));
+    assert_eq!(rows([2, 4, 512, 512], 2), (4, 2, true));
+    assert_eq!(rows([1, 4, 512, 512], 2), (4, 1, true));
     let shared = |shape, threads| {
         let ThreadLayout { rows, threads_per_step, sharing, .. } = layout(shape, threads);
         (rows, threads_per_step, sharing)
     };
-    assert_eq!(shared([128, 1, 64, 192], 2), (1, 2, IfFaster));
-    assert_eq!(shared([200, 4, 40, 192], 2), (4, 2, IfFaster));
-    assert_eq!(shared([200, 4, 40, 192], 32), (4, 17, IfFaster));
-    assert_eq!(shared([25, 1, 1024, 1024], 2), (1, 2, Always));
-    assert_eq!(shared([25, 16, 1024, 1024], 16), (8, 8, Always));
-    assert_eq!(shared([25, 1, 1024, 1024], 200), (1, 64, Always));
+    assert_eq!(shared([128, 1, 64, 128], 2), (1, 2, Tried));
+    assert_eq!(shared([200, 4, 40, 192], 2), (4, 2, Tried));
+    assert_eq!(shared([200, 4, 40, 192], 32), (4, 6, Tried));
+    assert_eq!(shared([25, 1, 1024, 1024], 2), (1, 2, Expected));
+    assert_eq!(shared([25, 16, 1024, 1024], 16), (8, 8, Expected));
+    assert_eq!(shared([25, 1, 1024, 1024], 200), (1, 17, Expected));
+    assert_eq!(shared([25, 100, 2048, 2048], 2_000), (9, 64, Expected));
 }
 
 /// Every thread of a pool leads a team or is in one.
@@ -500,8 +511,8 @@ fn runs_that_share_steps_on_all_threads_of_a_pool_finish() {
     let case = CpuCase { sizes: [40, 2, 9, 80, 2], ..cases()[0].clone() };
     let lay_outs: [LayOut; 3] = [
         BY_BLOCKS,
-        |shape, _| by_blocks(shape, 3, Sharing::Always),
-        |shape, _| by_blocks(shape, 3, Sharing::IfFaster),
+        |shape, _| by_blocks(shape, 3, Sharing::Expected),
+        |shape, _| by_blocks(shape, 3, Sharing::Tried),
     ];
     for config in [GruConfig::pytorch(9, 80), GruConfig::new(9, 80).with_reset(Reset::Before)] {
         let data = CaseData::new(&case, &config);

@@ -43,7 +43,7 @@ impl Weights {
         &self,
         params: &Params,
         version: u64,
-    ) -> Result<Arc<Vec<ForwardWeights>>> {
+    ) -> Result<PackedCells<ForwardWeights>> {
         self.forward.get_or_pack(params, version, |layer, direction, is_parallel| {
             let ranges = params.layout().cell(layer, direction);
             ForwardWeights::new(params, &ranges, self.level, is_parallel)
@@ -54,13 +54,16 @@ impl Weights {
         &self,
         params: &Params,
         version: u64,
-    ) -> Result<Arc<Vec<BackwardWeights>>> {
+    ) -> Result<PackedCells<BackwardWeights>> {
         self.backward.get_or_pack(params, version, |layer, direction, is_parallel| {
             let ranges = params.layout().cell(layer, direction);
             BackwardWeights::new(params, &ranges, self.level, is_parallel)
         })
     }
 }
+
+/// The packed weights of all cells. Each has an owner of its own: tasks of a team keep what they use.
+pub(super) type PackedCells<W> = Arc<[Arc<W>]>;
 
 /// The most recently packed weights of all cells, with their version of the parameters.
 ///
@@ -69,7 +72,7 @@ impl Weights {
 /// the same weights. If that thread held the lock, it would wait for itself. So two threads may
 /// pack the same weights at once; the first to finish wins.
 #[derive(Debug)]
-struct PackedCache<W>(Mutex<Option<(u64, Arc<Vec<W>>)>>);
+struct PackedCache<W>(Mutex<Option<(u64, PackedCells<W>)>>);
 
 impl<W> Default for PackedCache<W> {
     fn default() -> Self {
@@ -85,7 +88,7 @@ impl<W> PackedCache<W> {
         params: &Params,
         version: u64,
         pack: impl Fn(usize, usize, bool) -> Result<W>,
-    ) -> Result<Arc<Vec<W>>> {
+    ) -> Result<PackedCells<W>> {
         if let Some(weights) = self.get(version) {
             return Ok(weights);
         }
@@ -93,17 +96,18 @@ impl<W> PackedCache<W> {
         let is_parallel = params.as_slice().len() as f64 > MIN_PARALLEL_FLOPS / 10.0;
         let cells = (0..config.layers)
             .flat_map(|layer| (0..config.directions()).map(move |direction| (layer, direction)));
-        let weights = cells.map(|(layer, direction)| pack(layer, direction, is_parallel));
-        Ok(self.publish(version, Arc::new(weights.collect::<Result<_>>()?)))
+        let weights =
+            cells.map(|(layer, direction)| pack(layer, direction, is_parallel).map(Arc::new));
+        Ok(self.publish(version, weights.collect::<Result<_>>()?))
     }
 
-    fn get(&self, version: u64) -> Option<Arc<Vec<W>>> {
+    fn get(&self, version: u64) -> Option<PackedCells<W>> {
         let cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         cached.as_ref().filter(|(of, _)| *of == version).map(|(_, weights)| weights.clone())
     }
 
     /// Caches and returns these weights, or the weights of another thread that was faster.
-    fn publish(&self, version: u64, weights: Arc<Vec<W>>) -> Arc<Vec<W>> {
+    fn publish(&self, version: u64, weights: PackedCells<W>) -> PackedCells<W> {
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match cached.as_ref() {
             Some((of, first)) if *of == version => first.clone(),

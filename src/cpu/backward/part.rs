@@ -1,38 +1,53 @@
 //! [`BackwardPart`]: the part of a team's member in the backward steps.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use crate::cpu::cell::BackwardWeights;
+use crate::cpu::cell::{BackwardWeights, RowBlock};
 use crate::cpu::product::{AddProduct, LeftCopy, PackedLeft};
-use crate::cpu::team::{Part, Parts, TeamStep};
+use crate::cpu::team::{Part, Parts, Team, TeamStep};
 use crate::error::{Result, try_zeros};
 
-/// Some blocks of units, with a copy of the gate gradients.
-pub(super) struct BackwardPart<'a> {
-    weights: &'a BackwardWeights,
+/// Some blocks of units.
+pub(super) struct BackwardPart {
+    weights: Arc<BackwardWeights>,
     blocks: Range<usize>,
-    left: LeftCopy,
     /// The rows of W_hh to multiply with.
     depth: Range<usize>,
     /// `[·, R, N]`
     products: Vec<f32>,
 }
 
-impl<'a> BackwardPart<'a> {
-    pub fn new(weights: &'a BackwardWeights, blocks: Range<usize>, rows: usize) -> Result<Self> {
+impl BackwardPart {
+    /// Returns a team for the steps of `row_block`.
+    pub fn team(weights: &Arc<BackwardWeights>, row_block: &RowBlock<'_>) -> Result<Team<Self>> {
+        let (spec, rows) = (&weights.spec, row_block.rows.len());
+        let parts = row_block.parts(spec.blocks());
+        let mut left = LeftCopy::default();
+        if parts.count > 1 {
+            left.grow(spec.level, rows, 3 * spec.hidden)?;
+        }
+        let members = (1..parts.count)
+            .map(|i| Self::new(weights, parts.blocks(i..i + 1), rows))
+            .collect::<Result<_>>()?;
+        Ok(Team::new(members, left, row_block.sharing, row_block.active_steps()))
+    }
+
+    fn new(weights: &Arc<BackwardWeights>, blocks: Range<usize>, rows: usize) -> Result<Self> {
         let spec = &weights.spec;
         let len = blocks.len() * rows * spec.level.lanes();
         let products = try_zeros("a member's gradients", len)?;
-        let mut left = LeftCopy::default();
-        left.grow(spec.level, rows, 3 * spec.hidden)?;
-        Ok(Self { weights, blocks, left, depth: 0..0, products })
+        Ok(Self { weights: weights.clone(), blocks, depth: 0..0, products })
     }
 }
 
-impl Part for BackwardPart<'_> {
-    fn compute(&mut self) {
-        let Self { weights, blocks, left, depth, products } = self;
-        let left = left.view(weights.spec.level);
+impl Part for BackwardPart {
+    /// Some gate gradients.
+    type Operand = LeftCopy;
+
+    fn compute(&mut self, operand: &LeftCopy) {
+        let Self { weights, blocks, depth, products } = self;
+        let left = operand.view(weights.spec.level);
         multiply(weights, blocks.start, left, depth.clone(), products);
     }
 }
@@ -68,9 +83,12 @@ impl<'s> ProductStep<'s> {
     }
 }
 
-impl<'a> TeamStep<BackwardPart<'a>> for ProductStep<'_> {
-    fn give(&self, _: usize, part: &mut BackwardPart<'a>) {
-        part.left.assign(self.left);
+impl TeamStep<BackwardPart> for ProductStep<'_> {
+    fn share(&self, operand: &mut LeftCopy) {
+        operand.assign(self.left);
+    }
+
+    fn give(&self, _: usize, part: &mut BackwardPart) {
         part.depth = self.depth.clone();
     }
 
@@ -80,7 +98,7 @@ impl<'a> TeamStep<BackwardPart<'a>> for ProductStep<'_> {
         multiply(weights, blocks.start, left, depth, self.products(&blocks));
     }
 
-    fn take(&mut self, _: usize, part: &BackwardPart<'a>) {
+    fn take(&mut self, _: usize, part: &BackwardPart) {
         self.products(&part.blocks).copy_from_slice(&part.products);
     }
 }

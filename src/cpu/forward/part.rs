@@ -1,21 +1,21 @@
 //! [`ForwardPart`]: the part of a team's member in the forward steps.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::kernel::{
     CANDIDATE, CellStage, InputProducts, NEW, R, SLOTS, StepBlocks, StepInputs, Z,
 };
-use crate::cpu::cell::ForwardWeights;
+use crate::cpu::cell::{ForwardWeights, RowBlock};
 use crate::cpu::product::{LeftCopy, PackedLeft};
-use crate::cpu::team::{Part, Parts, TeamStep};
+use crate::cpu::team::{Part, Parts, Team, TeamStep};
 use crate::error::{Result, try_zeros};
 
-/// Some blocks of units, with copies of their operands.
-pub(super) struct ForwardPart<'a> {
-    weights: &'a ForwardWeights,
+/// Some blocks of units, with copies of what only they read.
+pub(super) struct ForwardPart {
+    weights: Arc<ForwardWeights>,
     blocks: Range<usize>,
     work: Work,
-    left: LeftCopy,
     /// The index of the chunk of steps whose input products are in `inputs`.
     chunk: Option<usize>,
     /// `[·, C·R, N]`
@@ -34,36 +34,54 @@ enum Work {
     Step { stage: CellStage, panel_rows: usize, first: usize },
 }
 
-impl<'a> ForwardPart<'a> {
+impl ForwardPart {
+    /// Returns a team for the steps of `row_block`, for up to this many rows M, and rows of a chunk.
+    pub fn team(
+        weights: &Arc<ForwardWeights>,
+        row_block: &RowBlock<'_>,
+        (rows, chunk_rows): (usize, usize),
+    ) -> Result<Team<Self>> {
+        let level = weights.spec.level;
+        let parts = row_block.parts(weights.spec.blocks());
+        let mut left = LeftCopy::default();
+        if parts.count > 1 {
+            left.grow(level, rows, weights.recurrent.depth)?;
+            left.grow(level, chunk_rows, weights.input.depth)?;
+        }
+        let members = (1..parts.count)
+            .map(|i| Self::new(weights, parts.blocks(i..i + 1), rows, chunk_rows))
+            .collect::<Result<_>>()?;
+        Ok(Team::new(members, left, row_block.sharing, row_block.active_steps()))
+    }
+
     /// Returns the part of some blocks, for up to `rows` rows M in chunks of up to `chunk_rows` rows.
-    pub fn new(
-        weights: &'a ForwardWeights,
+    fn new(
+        weights: &Arc<ForwardWeights>,
         blocks: Range<usize>,
         rows: usize,
         chunk_rows: usize,
     ) -> Result<Self> {
-        let (level, units) = (weights.spec.level, blocks.len() * weights.spec.level.lanes());
-        let mut left = LeftCopy::default();
-        left.grow(level, rows, weights.recurrent.depth)?;
-        left.grow(level, chunk_rows, weights.input.depth)?;
+        let units = blocks.len() * weights.spec.level.lanes();
         Ok(Self {
             work: Work::Inputs { chunk: 0 },
-            left,
             chunk: None,
             inputs: try_zeros("a member's input products", 3 * units * chunk_rows)?,
             h: try_zeros("a member's h", units * rows)?,
             results: try_zeros("a member's gates", units * SLOTS * rows)?,
-            weights,
+            weights: weights.clone(),
             blocks,
         })
     }
 }
 
-impl Part for ForwardPart<'_> {
-    fn compute(&mut self) {
-        let Self { weights, blocks, work, left, chunk, inputs, h, results } = self;
+impl Part for ForwardPart {
+    /// The left side of the products.
+    type Operand = LeftCopy;
+
+    fn compute(&mut self, operand: &LeftCopy) {
+        let Self { weights, blocks, work, chunk, inputs, h, results } = self;
         let level = weights.spec.level;
-        let (operand, units) = (left.view(level), blocks.len() * level.lanes());
+        let (operand, units) = (operand.view(level), blocks.len() * level.lanes());
         match *work {
             Work::Inputs { chunk: index } => {
                 let out = &mut inputs[..3 * units * operand.rows];
@@ -105,9 +123,12 @@ impl InputsStep<'_> {
     }
 }
 
-impl<'a> TeamStep<ForwardPart<'a>> for InputsStep<'_> {
-    fn give(&self, _: usize, part: &mut ForwardPart<'a>) {
-        part.left.assign(self.left);
+impl TeamStep<ForwardPart> for InputsStep<'_> {
+    fn share(&self, operand: &mut LeftCopy) {
+        operand.assign(self.left);
+    }
+
+    fn give(&self, _: usize, part: &mut ForwardPart) {
         part.work = Work::Inputs { chunk: self.chunk };
     }
 
@@ -119,7 +140,7 @@ impl<'a> TeamStep<ForwardPart<'a>> for InputsStep<'_> {
     }
 
     /// The leader also needs the results: it may compute steps of this part.
-    fn take(&mut self, _: usize, part: &ForwardPart<'a>) {
+    fn take(&mut self, _: usize, part: &ForwardPart) {
         let to = self.inputs(&part.blocks);
         to.copy_from_slice(&part.inputs[..to.len()]);
     }
@@ -166,11 +187,14 @@ impl UnitsStep<'_> {
     }
 }
 
-impl<'a> TeamStep<ForwardPart<'a>> for UnitsStep<'_> {
-    fn give(&self, _: usize, part: &mut ForwardPart<'a>) {
+impl TeamStep<ForwardPart> for UnitsStep<'_> {
+    fn share(&self, operand: &mut LeftCopy) {
+        operand.assign(self.operand);
+    }
+
+    fn give(&self, _: usize, part: &mut ForwardPart) {
         let (rows, lanes) = (self.operand.rows, self.weights.spec.level.lanes());
         let StepInputs { panel_rows, first, .. } = self.inputs;
-        part.left.assign(self.operand);
         let units = part.blocks.len() * lanes;
         let rows_of_h = self.h.chunks_exact(self.h.len() / rows);
         for (to, from) in part.h.chunks_exact_mut(units).zip(rows_of_h) {
@@ -209,7 +233,7 @@ impl<'a> TeamStep<ForwardPart<'a>> for UnitsStep<'_> {
         });
     }
 
-    fn take(&mut self, _: usize, part: &ForwardPart<'a>) {
+    fn take(&mut self, _: usize, part: &ForwardPart) {
         let (slots, slot_len) = (self.results(), self.slot_len());
         let Range { start, end } = part.blocks.clone();
         let to = &mut self.blocks[start * SLOTS * slot_len..end * SLOTS * slot_len];
