@@ -13,7 +13,8 @@ contenders run on it. The program in benches/peers times Burn and Candle.
 The Python peers need numpy, onnx, onnxruntime and torch. Each contender is a separate process. The processes take
 turns, so that a slow moment of the machine affects all of them. A number is the median of all repeats of all
 rounds, in ms; a call ends with its results in host memory. `ours / peer` below 1 means that this library is
-faster. A software adapter computes on the CPU and is not a GPU.
+faster. There is a pause before each turn, because ONNX Runtime's threads spin for 40 ms after their last call.
+Use more repeats for short calls: some virtual machines give a second thread a core of its own only after 15 ms. A software adapter computes on the CPU and is not a GPU.
 
 With --only step a call is one step of a stream, with the state carried (T is not used), and the 99th percentile of
 all calls stands behind the median.
@@ -47,6 +48,9 @@ MODES = {
     "ort": ["forward", "step"], "ort-webgpu": ["forward"], "torch": ["forward", "train", "step"],
     "burn": ["forward", "train"], "candle": ["forward", "train"],
 }
+
+# Seconds before each turn.
+PAUSE = 0.06
 
 THREADS = int(os.environ.get("RAYON_NUM_THREADS", os.cpu_count()))
 
@@ -138,6 +142,7 @@ class Contender:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, mode, shape, repeats):
+        time.sleep(PAUSE)
         self.process.stdin.write(f"{mode} {shape} {repeats}\n")
         self.process.stdin.flush()
         return [float(word) for word in self.process.stdout.readline().split()]

@@ -141,10 +141,15 @@
 //! ## On the CPU
 //!
 //! The layers run in `cpu/`. The weights are packed once for each version of the parameters. Each
-//! thread runs some rows of the batch through all steps. Products and the elementwise update work
-//! on 32 units at a time (16 without AVX-512), which stay in the L1 cache. After the steps of a
-//! backward pass, dx, dW_ih, dW_hh and the biases' gradients are products over all steps. The bits
-//! do not depend on the number of threads.
+//! thread runs some rows of the batch through all steps. If there are too few rows, threads share
+//! each step where that is measured to be faster. Products and the elementwise update work on 32
+//! units at a time (16 without AVX-512), which stay in the L1 cache. After the steps of a backward
+//! pass, dx, dW_ih, dW_hh and the biases' gradients are products over all steps. The bits do not
+//! depend on the number of threads.
+//!
+//! The threads are rayon's: `RAYON_NUM_THREADS`, or the pool that a call runs in, limits them. Those
+//! that share steps are threads of this library's own, one less than the computer has cores. They
+//! spin between two steps, and sleep after a millisecond without work.
 //!
 //! ## Streams, forward passes and async
 //!
@@ -206,8 +211,6 @@
 //! - Streams of a model with a reverse direction, because a stream has no last step to start from.
 //! - Activations with parameters of their own, such as leaky ReLU; different activations in the two
 //!   directions; ONNX's `clip`; f16 on the device (f16 files can be read).
-//! - On the CPU, several threads for the steps of one row unless H is in the hundreds. For a
-//!   smaller H, threads would wait for each other longer than they work.
 //! - Some runs whose x, y or states exceed what the adapter can bind. [`Gru::chunks`] cuts such a
 //!   run into chunks of steps or of rows. [`Error::Limit`] names the limit if a run cannot be cut
 //!   into steps (it has two directions, or a [`Learner`] trains it) and a single row is too large.

@@ -387,7 +387,7 @@ const MAX_COMING: usize = 64;
 
 /// The shortest time of the remaining steps for which the members are called. It is several times
 /// what is lost if sharing turns out to be slower.
-const MIN_REMAINING: Duration = Duration::from_micros(300);
+const MIN_REMAINING: Duration = Duration::from_micros(500);
 
 /// Whether a team shares its steps now. What it costs to hand over work depends on the machine and
 /// on what else runs there, so some steps are measured without sharing and some with it.

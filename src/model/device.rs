@@ -541,12 +541,24 @@ fn reopen(device: &Device, gpu: &Gpu, limits: wgpu::Limits) -> (Device, Gpu) {
 /// its kernel families, and arguments as immediates.
 #[cfg(test)]
 pub(crate) fn test_device_as_gpu() -> (Device, Gpu) {
+    test_device_with_caps(|caps| caps)
+}
+
+/// Opens the test adapter with the capabilities of a GPU, its own `exp` among them.
+#[cfg(test)]
+pub(crate) fn test_device_with_hardware_exp() -> Device {
+    test_device_with_caps(|caps| caps.with_hardware_exp(true)).0
+}
+
+/// Opens the test adapter with the capabilities of a GPU, changed by `change`.
+#[cfg(test)]
+fn test_device_with_caps(change: impl Fn(DeviceCaps) -> DeviceCaps) -> (Device, Gpu) {
     let (device, gpu) = test_device();
     // GRU_LIMITS may have opened it without immediates.
     let immediates = gpu.device().limits().max_immediate_size > 0;
     let as_gpu = |caps: DeviceCaps| {
         let caps = caps.with_thread_weights(128).with_immediates(immediates);
-        DeviceCaps { software: false, ..caps }
+        change(DeviceCaps { software: false, ..caps })
     };
     let gpu = pollster::block_on(gpu.reopen_with_caps(as_gpu)).expect("it was open before");
     (Device { target: DeviceTarget::Gpu(gpu.clone()), ..device }, gpu)

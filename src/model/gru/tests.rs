@@ -3,7 +3,7 @@
 use ndarray::Array3;
 
 use super::*;
-use crate::model::device::{test_device, test_device_as_gpu, test_device_with_bindings};
+use crate::model::device::{test_device, test_device_with_bindings, test_device_with_hardware_exp};
 use crate::plan::BufferSpec;
 use crate::spec::config::{Direction, Layout, Reset};
 use crate::spec::options::Recurrence;
@@ -105,11 +105,11 @@ fn inference_with_gates_of_a_few_steps_at_a_time_gives_the_same_numbers() {
     }
 }
 
-/// On a GPU: seven and eight blocks of weights a thread, one and two rows a workgroup; and steps
-/// with row groups, of more rows than a workgroup has.
+/// On a GPU: seven and eight blocks of weights a thread, one and two rows a workgroup; steps with
+/// row groups, of more rows than a workgroup has; and the device's own `exp`.
 #[test]
 fn the_large_tiles_of_a_gpu_agree_with_the_reference() {
-    let (device, _) = test_device_as_gpu();
+    let device = test_device_with_hardware_exp();
     for (hidden, batch, recurrence) in [
         (97, 131, Recurrence::Persistent),
         (128, 2, Recurrence::Persistent),
