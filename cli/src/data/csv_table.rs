@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use chrono::NaiveDate;
 
+use crate::data::numbers::{NumberFormat, OddNumber};
+use crate::data::{delimiter, text, timestamps};
 use crate::ui::output::{log, quote, quote_path};
 
 /// Cells that stand for a missing value, in upper or lower case.
@@ -16,18 +17,39 @@ const MISSING: [&str; 5] = ["", "na", "n/a", "null", "none"];
 /// overflow.
 const MAX_MAGNITUDE: f64 = 1e300;
 
-/// The options for reading a CSV file.
-#[derive(Clone)]
+/// The options for reading a CSV file. What is `None` is judged from the file, and logged if it is
+/// not what most files have.
+#[derive(Clone, Default)]
 pub struct CsvOptions {
     /// The delimiter between cells.
-    pub delimiter: u8,
+    pub delimiter: Option<u8>,
+    /// The decimal mark, a point or a comma.
+    pub decimal: Option<char>,
+    /// The mark between groups of three digits.
+    pub thousands: Option<char>,
+    /// True if the first row is a header.
+    pub header: Option<bool>,
     /// More cells that stand for a missing value, from `--missing`.
     pub missing: Vec<String>,
-    /// True if the first row is a header. `None` detects it.
-    pub header: Option<bool>,
 }
 
 impl CsvOptions {
+    /// Returns options that leave nothing to judge.
+    pub fn decided(
+        delimiter: char,
+        numbers: NumberFormat,
+        header: bool,
+        missing: Vec<String>,
+    ) -> Self {
+        Self {
+            delimiter: Some(delimiter as u8),
+            decimal: Some(numbers.decimal),
+            thousands: numbers.thousands,
+            header: Some(header),
+            missing,
+        }
+    }
+
     fn is_missing(&self, cell: &str) -> bool {
         MISSING.iter().any(|word| cell.eq_ignore_ascii_case(word))
             || self.missing.iter().any(|word| cell == word)
@@ -37,6 +59,8 @@ impl CsvOptions {
 /// A CSV file with its cells as text.
 pub struct CsvTable {
     options: CsvOptions,
+    pub delimiter: u8,
+    pub numbers: NumberFormat,
     pub names: Vec<String>,
     /// True if the file has a header. Without one the names are the column numbers, from 1.
     pub has_header: bool,
@@ -144,27 +168,28 @@ impl CsvTable {
     /// Reads a CSV file.
     ///
     /// # Errors
-    /// If the file cannot be opened, is not UTF-8, has rows of different lengths, or has no rows
-    /// after the header.
+    /// If the file cannot be opened, is neither UTF-8 nor UTF-16, has rows of different lengths, or
+    /// has no rows after the header.
     pub fn read(path: &Path, options: CsvOptions) -> Result<Self> {
         let shown = quote_path(path);
         let bytes = std::fs::read(path).with_context(|| format!("cannot open {shown}"))?;
-        let text = std::str::from_utf8(&bytes).with_context(|| {
-            format!("cannot read {shown}: expected UTF-8 text; save the file as UTF-8")
-        })?;
-        let text = text.trim_start_matches('\u{feff}');
-        let mut cells = match text.contains([char::from(options.delimiter), '"']) {
-            true => CellTexts::parse(text, options.delimiter).with_context(|| {
+        let text = text::decode(bytes).with_context(|| format!("cannot read {shown}"))?;
+        let delimiter = options.delimiter.unwrap_or_else(|| judge_delimiter(&text, &shown));
+        let mut cells = match text.contains([char::from(delimiter), '"']) {
+            true => CellTexts::parse(&text, delimiter).with_context(|| {
                 format!(
-                    "cannot read {shown} with the delimiter `{}`; --delimiter names another one",
-                    char::from(options.delimiter)
+                    "cannot read {shown} with the delimiter {}; --delimiter names another one (between cells \
+                     with a decimal comma it is often `;`)",
+                    quote(char::from(delimiter).encode_utf8(&mut [0; 4]))
                 )
             })?,
-            false => CellTexts::parse_column(text),
+            false => CellTexts::parse_column(&text),
         };
+        drop(text);
         ensure!(cells.len() > 0, "{shown} is empty; expected a CSV file");
+        let numbers = judge_numbers(&cells, &options, &shown);
         let has_header = options.header.unwrap_or_else(|| {
-            let (has_header, is_sure) = has_header(&cells, &options);
+            let (has_header, is_sure) = has_header(&cells, &options, numbers);
             if !is_sure {
                 let (taken, other) = if has_header { ("header", "no") } else { ("data", "yes") };
                 log(format_args!(
@@ -179,7 +204,7 @@ impl CsvTable {
         };
         cells.header_rows = usize::from(has_header);
         ensure!(cells.len() > 0, "{shown} has a header but no rows");
-        Ok(Self { options, names, has_header, cells })
+        Ok(Self { options, delimiter, numbers, names, has_header, cells })
     }
 
     /// Returns row `index`, from 0 after the header.
@@ -254,7 +279,7 @@ impl CsvTable {
     /// Returns a hint for messages if the file seems to use another delimiter.
     pub fn delimiter_hint(&self) -> &'static str {
         match &self.names[..] {
-            [name] if name.contains([';', '\t', '|']) => {
+            [name] if name.contains([',', ';', '\t', '|']) => {
                 "; set --delimiter if the file uses another one"
             }
             _ => "",
@@ -270,16 +295,22 @@ impl CsvTable {
     pub fn is_numeric(&self, column: usize) -> bool {
         let mut cells = self.rows().map(|row| row.cell(column));
         let first = cells.find(|cell| !self.is_missing(cell));
-        first.is_some_and(|cell| cell.parse::<f64>().is_ok())
+        first.is_some_and(|cell| self.is_number(cell))
     }
 
-    /// Returns true if more than half of a column's values that are not missing are numbers.
+    /// Returns true if a cell is a number, or looks like one of another format.
+    fn is_number(&self, cell: &str) -> bool {
+        self.numbers.parse(cell).is_some() || OddNumber::of(cell).is_some()
+    }
+
+    /// Returns true if more than half of a column's values that are not missing are numbers. Those
+    /// of another format count: read as words, they would be misread without a warning.
     pub fn is_mostly_numeric(&self, column: usize) -> bool {
         let cells = self.rows().map(|row| row.cell(column));
         let (mut numbers, mut all) = (0, 0);
         for cell in cells.filter(|cell| !self.is_missing(cell)) {
             all += 1;
-            numbers += usize::from(cell.parse::<f64>().is_ok());
+            numbers += usize::from(self.is_number(cell));
         }
         2 * numbers > all
     }
@@ -296,29 +327,52 @@ impl CsvTable {
         if self.is_missing(cell) {
             return Ok(None);
         }
-        match cell.parse::<f64>() {
-            Ok(value) if value.abs() <= MAX_MAGNITUDE => Ok(Some(value)),
-            Ok(value) if value.is_finite() => {
-                bail!(
-                    "line {}: {} in column {} is larger than {MAX_MAGNITUDE:e}",
-                    row.line,
-                    quote(cell),
-                    quote(&self.names[column])
-                )
+        let place = || {
+            format!("line {}: {} in column {}", row.line, quote(cell), quote(&self.names[column]))
+        };
+        match self.numbers.parse(cell) {
+            Some(value) if value.abs() <= MAX_MAGNITUDE => return Ok(Some(value)),
+            Some(value) if value.is_finite() => {
+                bail!("{} is larger than {MAX_MAGNITUDE:e}", place())
             }
-            _ => bail!(
-                "line {}: {} in column {} is not a finite number ({advice})",
-                row.line,
-                quote(cell),
-                quote(&self.names[column])
+            _ => {}
+        }
+        match OddNumber::of(cell) {
+            Some(OddNumber::Sign(sign)) => bail!(
+                "{} has the sign `{sign}`; expected a number alone: remove the signs from the column",
+                place()
             ),
+            Some(OddNumber::Marks) => bail!(
+                "{} is not a number with {}; if all numbers of the file are written like it, pass their \
+                 decimal mark with --decimal and the mark between thousands with --thousands",
+                place(),
+                self.numbers.describe().unwrap_or_else(|| "a decimal point".to_owned())
+            ),
+            None => bail!("{} is not a finite number ({advice})", place()),
         }
     }
+}
 
-    /// Returns a column's dates, or `None` if any cell is not a date.
-    pub fn dates(&self, column: usize) -> Option<Vec<NaiveDate>> {
-        self.rows().map(|row| date(row.cell(column))).collect()
+/// Judges the delimiter, a comma if the text has none. Logs any other.
+fn judge_delimiter(text: &str, shown: &str) -> u8 {
+    let is_value = |cell: &str| cell.parse::<f64>().is_ok() || timestamps::is_date(cell);
+    let judged = delimiter::judge(text, is_value).unwrap_or(b',');
+    if judged != b',' {
+        let shown_delimiter = quote(char::from(judged).encode_utf8(&mut [0; 4]));
+        log(format_args!("{shown}: the delimiter is {shown_delimiter} (--delimiter)"));
     }
+    judged
+}
+
+/// Judges the marks in numbers. Logs marks other than a decimal point.
+fn judge_numbers(cells: &CellTexts, options: &CsvOptions, shown: &str) -> NumberFormat {
+    let all = cells.rows(0..cells.len()).flat_map(CsvRow::cells);
+    let numbers = NumberFormat::judge(all, options.decimal, options.thousands);
+    let is_judged = options.decimal.is_none() && options.thousands.is_none();
+    if let Some(marks) = numbers.describe().filter(|_| is_judged) {
+        log(format_args!("{shown}: the numbers have {marks} (--decimal, --thousands)"));
+    }
+    numbers
 }
 
 /// What a column shows about whether its first cell is a header.
@@ -337,8 +391,12 @@ enum HeaderHint {
 }
 
 impl HeaderHint {
-    fn of(cells: &CellTexts, column: usize, options: &CsvOptions) -> Self {
-        let is_value = |cell: &str| cell.parse::<f64>().is_ok() || date(cell).is_some();
+    fn of(cells: &CellTexts, column: usize, options: &CsvOptions, numbers: NumberFormat) -> Self {
+        let is_value = |cell: &str| {
+            numbers.parse(cell).is_some()
+                || OddNumber::of(cell).is_some()
+                || timestamps::is_date(cell)
+        };
         let first = cells.row(0).cell(column);
         if options.is_missing(first) || is_value(first) {
             return Self::None;
@@ -363,9 +421,9 @@ impl HeaderHint {
 /// Detects whether the first row is a header, and whether that is certain. It is a header if it has
 /// a word above numbers or dates, if all its cells are words, or if none of its words occurs again
 /// in its column and one of them stands above words that repeat.
-fn has_header(cells: &CellTexts, options: &CsvOptions) -> (bool, bool) {
+fn has_header(cells: &CellTexts, options: &CsvOptions, numbers: NumberFormat) -> (bool, bool) {
     let columns: Vec<_> =
-        (0..cells.columns).map(|column| HeaderHint::of(cells, column, options)).collect();
+        (0..cells.columns).map(|column| HeaderHint::of(cells, column, options, numbers)).collect();
     let any = |looks| columns.contains(&looks);
     match () {
         () if any(HeaderHint::AboveNumbers) => (true, !any(HeaderHint::Repeated)),
@@ -397,15 +455,6 @@ pub fn printable(name: &str) -> String {
         .collect()
 }
 
-/// Parses a date as YYYY-MM-DD, YYYY/MM/DD or YYYYMMDD. Ignores everything after a `T` or a space.
-fn date(cell: &str) -> Option<NaiveDate> {
-    let day = cell.split(['T', ' ']).next()?;
-    ["%Y-%m-%d", "%Y/%m/%d", "%Y%m%d"]
-        .iter()
-        .filter(|format| day.len() == if **format == "%Y%m%d" { 8 } else { 10 })
-        .find_map(|format| NaiveDate::parse_from_str(day, format).ok())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -431,9 +480,9 @@ mod tests {
             ("0,1,2\n7,1.5,2\n7,2.5,2", (false, false)),
             ("4,5\n7,1.5", (false, true)),
         ] {
-            let options = CsvOptions { delimiter: b',', missing: Vec::new(), header: None };
             let cells = CellTexts::parse(text, b',').unwrap();
-            assert_eq!(has_header(&cells, &options), expected, "{text}");
+            let got = has_header(&cells, &CsvOptions::default(), NumberFormat::default());
+            assert_eq!(got, expected, "{text}");
         }
     }
 

@@ -2,11 +2,15 @@
 
 pub mod baselines;
 pub mod csv_table;
+pub mod delimiter;
 pub mod features;
 pub mod fingerprint;
 pub mod holdout;
 pub mod model_file;
+pub mod numbers;
 pub mod sequences;
 pub mod series;
 pub mod table;
+pub mod text;
+pub mod timestamps;
 pub mod windows;

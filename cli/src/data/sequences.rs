@@ -11,6 +11,7 @@ use crate::data::csv_table::CsvOptions;
 use crate::data::features::{Feature, LabelColumns, Task};
 use crate::data::fingerprint::{canonical, check_fingerprint};
 use crate::data::holdout::HoldOut;
+use crate::data::numbers::{NumberFormat, point};
 use crate::data::table::SequenceTable;
 
 /// The files of the sequences, their CSV options, and the fraction to hold out.
@@ -24,6 +25,10 @@ pub struct SequenceSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holdout: Option<f64>,
     pub delimiter: char,
+    #[serde(default = "point")]
+    pub decimal: char,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thousands: Option<char>,
     pub header: bool,
     /// Cells that stand for a missing value.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -35,8 +40,12 @@ pub struct SequenceSource {
 impl SequenceSource {
     /// Returns the CSV options for its files and for files to predict.
     pub fn options(&self) -> CsvOptions {
-        let Self { delimiter, header, missing, .. } = self;
-        CsvOptions { delimiter: *delimiter as u8, missing: missing.clone(), header: Some(*header) }
+        CsvOptions::decided(self.delimiter, self.numbers(), self.header, self.missing.clone())
+    }
+
+    /// Returns the marks in numbers.
+    pub fn numbers(&self) -> NumberFormat {
+        NumberFormat { decimal: self.decimal, thousands: self.thousands }
     }
 
     /// Returns the paths of the files.

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use chrono::{Datelike, NaiveDate};
 use serde::{Deserialize, Serialize};
 
 use crate::data::csv_table::{CsvOptions, CsvTable, printable};
-use crate::ui::output::{log, quote, quote_path};
+use crate::data::numbers::{NumberFormat, point};
+use crate::data::timestamps::TimeAxis;
+use crate::ui::output::{quote, quote_path};
 
 /// Advice for a cell that is not a number.
 const ADVICE: &str = "if the value is missing, leave the cell empty or pass its text to --missing";
@@ -18,6 +19,10 @@ const ADVICE: &str = "if the value is missing, leave the cell empty or pass its 
 pub struct SeriesSource {
     pub csv: PathBuf,
     pub delimiter: char,
+    #[serde(default = "point")]
+    pub decimal: char,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thousands: Option<char>,
     pub header: bool,
     /// A cell that stands for a missing value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -29,9 +34,13 @@ pub struct SeriesSource {
 impl SeriesSource {
     /// Returns the CSV options for its file and for files to predict from.
     pub fn options(&self) -> CsvOptions {
-        let Self { delimiter, header, missing, .. } = self;
-        let delimiter = *delimiter as u8;
-        CsvOptions { delimiter, missing: missing.iter().cloned().collect(), header: Some(*header) }
+        let missing = self.missing.iter().cloned().collect();
+        CsvOptions::decided(self.delimiter, self.numbers(), self.header, missing)
+    }
+
+    /// Returns the marks in numbers.
+    pub fn numbers(&self) -> NumberFormat {
+        NumberFormat { decimal: self.decimal, thousands: self.thousands }
     }
 }
 
@@ -41,7 +50,9 @@ pub struct Series {
     pub names: Vec<String>,
     /// Keys that find the columns again: names, or numbers if a name is not unique.
     pub keys: Vec<String>,
-    /// True if the file has a header.
+    /// How the file is read.
+    pub delimiter: char,
+    pub numbers: NumberFormat,
     pub has_header: bool,
     /// Values of each column, all of the same length. Missing values are interpolated.
     pub columns: Vec<Vec<f64>>,
@@ -82,14 +93,16 @@ impl Series {
             columns.push(whole);
         }
         let mut others = (0..csv.names.len()).filter(|column| !chosen.contains(column));
-        let dates = others.find_map(|column| csv.dates(column));
-        let years = match dates {
-            Some(dates) => years(&csv, &dates)?,
+        let axis = match others.find(|&column| TimeAxis::is_in(&csv, column)) {
+            Some(column) => TimeAxis::read(&csv, column).with_context(|| quote_path(path))?,
             None => None,
         };
+        let years = axis.and_then(|axis| axis.years());
         let names = chosen.iter().map(|&column| csv.names[column].clone()).collect();
         let keys = chosen.iter().map(|&column| csv.column_key(column)).collect();
-        Ok(Self { names, keys, has_header: csv.has_header, columns, filled, years })
+        let CsvTable { delimiter, numbers, has_header, .. } = csv;
+        let delimiter = char::from(delimiter);
+        Ok(Self { names, keys, delimiter, numbers, has_header, columns, filled, years })
     }
 
     /// Returns the name of the target column.
@@ -115,7 +128,7 @@ impl Series {
 
 fn last_numeric(csv: &CsvTable) -> Result<usize> {
     let mut columns = (0..csv.names.len()).rev();
-    let found = columns.find(|&column| csv.is_numeric(column) && csv.dates(column).is_none());
+    let found = columns.find(|&column| csv.is_numeric(column) && !TimeAxis::is_in(csv, column));
     found.with_context(|| {
         format!(
             "expected a numeric column, but none of {} starts with a number{}",
@@ -123,36 +136,6 @@ fn last_numeric(csv: &CsvTable) -> Result<usize> {
             csv.delimiter_hint()
         )
     })
-}
-
-/// Converts dates to fractional years. Returns `None` if rows share a day, because the dates are
-/// then no time axis. Logs a note about gaps.
-///
-/// # Errors
-/// If the dates are not in ascending order.
-fn years(csv: &CsvTable, dates: &[NaiveDate]) -> Result<Option<Vec<f64>>> {
-    let mut days: Vec<i64> = dates.windows(2).map(|pair| (pair[1] - pair[0]).num_days()).collect();
-    if let Some(row) = days.iter().position(|&days| days < 0) {
-        let (line, date, before) = (csv.row(row + 1).line, dates[row + 1], dates[row]);
-        bail!(
-            "line {line}: {date} comes after {before}; expected rows sorted by date, oldest first"
-        );
-    }
-    if days.contains(&0) {
-        return Ok(None);
-    }
-    days.sort_unstable();
-    let usual = days.get(days.len() / 2).copied().unwrap_or(0);
-    let gaps = days.iter().filter(|&&gap| 2 * gap > 3 * usual).count();
-    if gaps > 0 {
-        let longest = days.last().copied().unwrap_or(0);
-        log(format_args!(
-            "note: the dates have {gaps} gaps of up to {longest} days, where {usual} are usual; the rows \
-             are treated as evenly spaced"
-        ));
-    }
-    let year = |d: &NaiveDate| f64::from(d.year()) + f64::from(d.ordinal0()) / 365.25;
-    Ok(Some(dates.iter().map(year).collect()))
 }
 
 /// Fills missing values by linear interpolation, and at both ends with the nearest value. Returns
@@ -181,7 +164,7 @@ mod tests {
         Series::read(
             file.path(),
             column,
-            CsvOptions { delimiter: b',', missing: vec!["-99".to_owned()], header: None },
+            CsvOptions { missing: vec!["-99".to_owned()], ..CsvOptions::default() },
         )
     }
 
@@ -225,7 +208,7 @@ mod tests {
     #[test]
     fn errors_name_the_line() {
         assert!(error("a,b\n1,2\n3,four\n", None).contains("line 3: `four` in column `b`"));
-        for odd in ["NaN", "inf", "1e999", "1,5"] {
+        for odd in ["NaN", "inf", "1e999", "1,234", "$5"] {
             let text = format!("a\n1\n2\n\"{odd}\"\n");
             assert!(error(&text, None).contains(&format!(": line 4: `{odd}`")), "{odd}");
         }
@@ -237,12 +220,7 @@ mod tests {
         assert!(error("", None).contains("is empty"));
         assert!(error("a,b\n", None).contains("no rows"));
         assert!(error("v,v\n1,2\n", Some("v")).contains("by its number: #1 or #2"));
-        assert!(error("day;v\n1;2\n", None).contains("--delimiter"));
-        let text = "d,v\n2020-01-02,1\n2020-01-01,2\n";
-        assert_eq!(
-            error(text, None),
-            "line 3: 2020-01-01 comes after 2020-01-02; expected rows sorted by date, oldest first"
-        );
+        assert!(error("day:v\na:2\n", None).contains("none of `day:v` starts with a number"));
     }
 
     #[test]
@@ -296,8 +274,8 @@ mod tests {
     fn a_column_of_dates_is_not_the_default_and_need_not_be_an_axis() {
         let series = read("v,date\n1,20200101\n2,20200102\n", None).unwrap();
         assert_eq!((&*series.name(), series.values()), ("v", &[1.0, 2.0][..]));
-        assert!(
-            read("t,v\n2020-01-01T00:00,1\n2020-01-01T01:00,2\n", None).unwrap().years.is_none()
-        );
+        let years = read("t,v\n2020-01-01T00:00,1\n2020-01-01T12:00,2\n", None).unwrap().years;
+        let years = years.unwrap();
+        assert!((years[1] - years[0] - 0.5 / 365.25).abs() < 1e-9, "{years:?}");
     }
 }

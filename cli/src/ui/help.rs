@@ -61,7 +61,11 @@ option("holdout", "FRACTION", "Fraction of the data to hold out for validation")
 option("missing", "WORD", "Further words for a missing value").rare().more("An empty cell, NA, N/A, null and none are always missing values. train: takes several words with \
          commas; missing inputs are replaced by their column's mean, and refused without this option. \
          forecast: missing values are interpolated."),
-option("delimiter", "CHAR", "Character between cells: , ; | : a space, or tab").rare(),
+option("delimiter", "CHAR", "Character between cells: , ; | : a space, or tab").rare().more("Default: the one of , ; tab | that gives all rows as many cells."),
+option("decimal", "CHAR", "Decimal mark of numbers: . or ,").rare().more("Default: a comma if numbers such as 20,5 occur and none such as 20.5, else a point. \
+         If it is given, --thousands is not judged either."),
+option("thousands", "CHAR", "Mark between groups of three digits: , . ' or `space`").rare().more("Default: the one in numbers such as 1.234,5 or 1,234,567. 1,234 alone is refused, because it \
+         may be 1.234."),
 option("header", "yes|no", "Whether the first row has the columns' names").rare().more("Default: detected."),
 option("input", "ROWS", "Rows that the model sees").only_for(&["forecast"]),
 option("horizon", "ROWS", "Rows to forecast"),

@@ -9,4 +9,5 @@ mod pipeline_cache;
 mod program;
 mod resume;
 mod scene;
+mod tables;
 mod train;

@@ -13,7 +13,7 @@ use crate::data::series::{Series, SeriesSource};
 use crate::data::windows::WindowSizes;
 use crate::rundir::config::{self, RunConfig};
 use crate::rundir::settings::{self, ResumableSettings, SettingsChange, TrainingSettings};
-use crate::ui::arguments::{ResetArg, at_least_one, check_delimiter};
+use crate::ui::arguments::{ResetArg, at_least_one, check_marks};
 use crate::ui::training_options::ClipArg;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,7 +108,7 @@ impl RunConfig for ForecastConfig {
             let is_sound = scale.is_finite() && *scale > 0.0;
             ensure!(is_sound, "the scale of column {name} is not a finite number above 0");
         }
-        check_delimiter(self.data.delimiter)?;
+        check_marks(self.data.delimiter, self.data.numbers())?;
         self.training.trainer_config().validate()?;
         self.training.learner_config(0).validate()?;
         Ok(())

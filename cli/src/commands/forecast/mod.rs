@@ -14,7 +14,6 @@ use anyhow::{Result, anyhow, bail};
 use gru_wgpu::DeviceKind;
 
 use super::training_run::{self, RunTarget};
-use crate::data::csv_table::CsvOptions;
 use crate::data::fingerprint::{canonical, fingerprint};
 use crate::data::series::{Series, SeriesSource};
 use crate::data::windows::{WindowSizes, WindowSplit, Windows};
@@ -22,7 +21,7 @@ use crate::rundir::checkpoints::{CheckpointInterval, interval};
 use crate::rundir::config::RunConfig;
 use crate::rundir::folder::RunDir;
 use crate::rundir::settings::{ResumeOverrides, TrainingSettings};
-use crate::ui::arguments::{delimiter, yes_or_no};
+use crate::ui::arguments::TableArgs;
 use crate::ui::output::check_directory;
 use crate::ui::outputs::OutputFiles;
 use config::{ForecastConfig, ForecastModelSettings, ForecastSettings, ForecastTask, ScaledColumn};
@@ -52,7 +51,7 @@ pub struct ForecastArgs {
     #[arg(long, requires = "run")]
     force: bool,
     #[arg(long, group = "kept",
-        conflicts_with_all = ["run", "force", "output", "SeriesColumnArgs", "WindowSizes", "ForecastModelSettings",
+        conflicts_with_all = ["run", "force", "output", "SeriesColumnArgs", "TableArgs", "WindowSizes", "ForecastModelSettings",
             "ForecastSettings"])]
     resume: Option<PathBuf>,
     #[arg(long, default_value = "10m", value_parser = interval,
@@ -65,12 +64,10 @@ pub struct ForecastArgs {
 struct SeriesColumnArgs {
     #[arg(long)]
     column: Option<String>,
-    #[arg(long, default_value = ",", value_parser = delimiter)]
-    delimiter: u8,
     #[arg(long)]
     missing: Option<String>,
-    #[arg(long, value_parser = yes_or_no)]
-    header: Option<bool>,
+    #[command(flatten)]
+    table: TableArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -144,12 +141,8 @@ fn read_again(folder: &RunDir, csv: Option<&Path>) -> Result<ForecastRun> {
 impl ForecastArgs {
     /// Starts a new run.
     fn start(&self, csv: &Path, is_kept: bool) -> Result<ForecastRun> {
-        let SeriesColumnArgs { column, delimiter, missing, header } = &self.columns;
-        let options = CsvOptions {
-            delimiter: *delimiter,
-            missing: missing.iter().cloned().collect(),
-            header: *header,
-        };
+        let SeriesColumnArgs { column, missing, table } = &self.columns;
+        let options = table.options(missing.clone())?;
         let series = Series::read(csv, column.as_deref(), options)?;
         let split = WindowSplit::new(&self.sizes, series.values().len())?;
         let WindowSizes { input, horizon, .. } = self.sizes;
@@ -162,7 +155,9 @@ impl ForecastArgs {
             data: SeriesSource {
                 // Data that are not kept may come from a pipe, which can be read only once.
                 csv: if is_kept { canonical(csv)? } else { csv.to_owned() },
-                delimiter: (*delimiter).into(),
+                delimiter: series.delimiter,
+                decimal: series.numbers.decimal,
+                thousands: series.numbers.thousands,
                 header: series.has_header,
                 missing: missing.clone(),
                 fingerprint: if is_kept { fingerprint([Some(csv), None])? } else { String::new() },

@@ -67,8 +67,10 @@ impl TrainingRun for ForecastRun {
 
     fn data_note(&self) -> String {
         let ForecastConfig { data, windows, columns, .. } = &self.config;
-        let SeriesSource { csv: _, delimiter, header, missing, fingerprint } = data;
-        format!("{:?}", (fingerprint, delimiter, header, missing, windows, columns))
+        let SeriesSource { csv: _, delimiter, decimal, thousands, header, missing, fingerprint } =
+            data;
+        let marks = (delimiter, decimal, thousands);
+        format!("{:?}", (fingerprint, marks, header, missing, windows, columns))
     }
 
     /// Names each example by the first row that it forecasts, counted without the header.

@@ -14,7 +14,7 @@ use crate::rundir::settings::{
     self, ResumableSettings, ResumeOverrides, SettingsChange, TrainingSettings,
 };
 use crate::ui::arguments::{
-    DirectionArg, ResetArg, at_least_one, at_least_zero, check_delimiter, fraction_or_zero,
+    DirectionArg, ResetArg, at_least_one, at_least_zero, check_marks, fraction_or_zero,
 };
 use crate::ui::training_options::{ClipArg, ScheduleArg};
 
@@ -180,7 +180,7 @@ impl RunConfig for TrainConfig {
                 }
             }
         }
-        check_delimiter(self.data.delimiter)?;
+        check_marks(self.data.delimiter, self.data.numbers())?;
         self.training.check()?;
         self.training.trainer_config().validate()?;
         Ok(())

@@ -14,7 +14,6 @@ use anyhow::{Context, Result, bail};
 use gru_wgpu::DeviceKind;
 
 use super::training_run::{self, RunTarget};
-use crate::data::csv_table::CsvOptions;
 use crate::data::features::{LabelColumns, Task};
 use crate::data::fingerprint::{canonical, fingerprint};
 use crate::data::sequences::{SequenceSource, SequenceSplit};
@@ -22,7 +21,7 @@ use crate::data::table::SequenceTable;
 use crate::rundir::checkpoints::{CheckpointInterval, interval};
 use crate::rundir::config::RunConfig;
 use crate::rundir::folder::RunDir;
-use crate::ui::arguments::{delimiter, fraction, yes_or_no};
+use crate::ui::arguments::{TableArgs, fraction};
 use crate::ui::output::quote;
 use config::{SequenceModelSettings, TrainConfig, TrainOverrides, TrainSettings};
 use report::Format;
@@ -50,7 +49,8 @@ pub struct TrainArgs {
     #[arg(long)]
     force: bool,
     #[arg(long,
-        conflicts_with_all = ["run", "force", "SequenceColumnArgs", "SequenceModelSettings", "TrainSettings"])]
+        conflicts_with_all = ["run", "force", "SequenceColumnArgs", "TableArgs", "SequenceModelSettings",
+            "TrainSettings"])]
     resume: Option<PathBuf>,
     #[arg(long, default_value = "10m", value_parser = interval)]
     checkpoint_every: CheckpointInterval,
@@ -77,10 +77,8 @@ struct SequenceColumnArgs {
     categorical: Option<String>,
     #[arg(long, value_delimiter = ',')]
     missing: Vec<String>,
-    #[arg(long, default_value = ",", value_parser = delimiter)]
-    delimiter: u8,
-    #[arg(long, value_parser = yes_or_no)]
-    header: Option<bool>,
+    #[command(flatten)]
+    table: TableArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -152,11 +150,7 @@ impl TrainArgs {
         let SequenceColumnArgs { task, holdout, sequence, label, features, categorical, .. } =
             given;
         let task = task.context("expected a --task")?; // clap has asked for it
-        let options = CsvOptions {
-            delimiter: given.delimiter,
-            missing: given.missing.clone(),
-            header: given.header,
-        };
+        let options = given.table.options(given.missing.clone())?;
         let train = SequenceTable::read(csv, options, sequence.as_deref())?;
         let (label, features) = train.choose(label.as_deref(), features.as_deref())?;
         let categorical = categorical.as_deref().map(|names| train.find_all(names));
@@ -176,7 +170,9 @@ impl TrainArgs {
             train: canonical(csv)?,
             valid: valid.as_deref().map(canonical).transpose()?,
             holdout: valid.is_none().then_some(*holdout),
-            delimiter: given.delimiter.into(),
+            delimiter: char::from(train.csv.delimiter),
+            decimal: train.csv.numbers.decimal,
+            thousands: train.csv.numbers.thousands,
             header: train.csv.has_header,
             missing: given.missing.clone(),
             fingerprint: fingerprint([Some(csv), valid.as_deref()])?,

@@ -74,14 +74,23 @@ impl TrainingRun for SequenceRun {
     }
 
     fn data_note(&self) -> String {
-        let SequenceSource { holdout, delimiter, header, missing, fingerprint, .. } =
-            &self.config.data;
+        let SequenceSource {
+            holdout,
+            delimiter,
+            decimal,
+            thousands,
+            header,
+            missing,
+            fingerprint,
+            ..
+        } = &self.config.data;
         let missing = match &missing[..] {
             [] => String::new(),
             words => format!(" missing={words:?}"),
         };
         format!(
-            "{fingerprint} holdout={holdout:?} delimiter={delimiter:?} header={header}{missing}"
+            "{fingerprint} holdout={holdout:?} delimiter={delimiter:?} decimal={decimal:?} \
+             thousands={thousands:?} header={header}{missing}"
         )
     }
 

@@ -1,0 +1,153 @@
+//! How `gru forecast` and `gru train` read tables in the forms that people have.
+
+use std::fmt::Write;
+
+use super::common::program::assert_refused;
+use super::common::sequences::{folder_with, succeeded, table, train};
+
+/// Returns 96 days of a series: a header, and rows from `row(day of April to July, value)`.
+fn series(header: &str, row: impl Fn(chrono::NaiveDate, f64) -> String) -> String {
+    let first = chrono::NaiveDate::from_ymd_opt(2024, 4, 1).unwrap();
+    let mut text = format!("{header}\n");
+    for (day, i) in first.iter_days().zip(0..96) {
+        let value = 20.0 + 5.0 * f64::from(i % 6).sin();
+        writeln!(text, "{}", row(day, value)).unwrap();
+    }
+    text
+}
+
+fn plain() -> String {
+    series("date,sales", |day, value| format!("{day},{value:.1}"))
+}
+
+fn forecast(csv: &str) -> Vec<&str> {
+    let small = "--input 12 --horizon 6 --season 6 --epochs 1 --hidden 4 --device cpu";
+    ["forecast", csv].into_iter().chain(small.split(' ')).collect()
+}
+
+/// The same series in other forms gives the same forecasts, and what was judged is said.
+#[test]
+fn tables_in_other_forms_give_the_same_numbers() {
+    let comma = |value: f64| format!("{value:.1}").replace('.', ",");
+    let text = plain();
+    let files: [(&str, Vec<u8>, &[&str]); 6] = [
+        ("plain.csv", text.clone().into(), &[]),
+        (
+            "german.csv",
+            series("Datum;Umsatz, EUR", |day, value| {
+                format!("{};{}", day.format("%d.%m.%Y"), comma(value))
+            })
+            .into(),
+            &["the delimiter is `;`", "a decimal comma"],
+        ),
+        ("mark.csv", format!("\u{feff}{text}").into(), &[]),
+        (
+            "utf16.csv",
+            format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect(),
+            &[],
+        ),
+        (
+            "tabs.csv",
+            series("date\tsales", |day, value| format!("{}\t{value:.1}", day.format("%m/%d/%Y")))
+                .into(),
+            &["the delimiter is"],
+        ),
+        (
+            "quoted.csv",
+            series("date,sales", |day, value| format!("{day}T00:00:00Z,\"{}\"", comma(value)))
+                .into(),
+            &["a decimal comma"],
+        ),
+    ];
+    let directory = folder_with(&[]);
+    let mut expected = None;
+    for (name, bytes, words) in files {
+        std::fs::write(directory.path().join(name), bytes).unwrap();
+        let (report, told) = succeeded(directory.path(), &forecast(name));
+        let report = report.replace("Umsatz, EUR", "sales").replace("Umsatz", "sales");
+        assert_eq!(*expected.get_or_insert_with(|| report.clone()), report, "{name}");
+        for word in words {
+            assert!(told.contains(word), "{name}: `{word}` is not in {told}");
+        }
+    }
+}
+
+#[test]
+fn what_would_be_misread_is_refused() {
+    let mut total = plain();
+    total.push_str("Total,1920.0\n");
+    let newest_first: String = {
+        let text = plain();
+        let (header, rows) = text.split_once('\n').unwrap();
+        let rows: Vec<_> = rows.lines().rev().collect();
+        format!("{header}\n{}\n", rows.join("\n"))
+    };
+    let stores = series("date,store,sales", |day, value| {
+        format!("{day},A,{value:.1}\n{day},B,{:.1}", 100.0 * value)
+    });
+    let directory = folder_with(&[
+        ("total.csv", &total),
+        ("empty.csv", &plain().replace("2024-05-02,", ",")),
+        ("newest.csv", &newest_first),
+        ("stores.csv", &stores),
+        ("dollars.csv", &series("date,sales", |day, value| format!("{day},${value:.1}"))),
+        ("percent.csv", &series("date,sales", |day, value| format!("{day},{value:.1} %"))),
+        ("either.csv", &series("date,sales", |day, _| format!("{day},\"1,234\""))),
+        ("latin.csv", "date,sales\n"),
+    ]);
+    let path = directory.path();
+    std::fs::write(path.join("latin.csv"), b"date,Ums\xe4tze\n2024-04-01,1\n").unwrap();
+    for (name, words) in [
+        ("total.csv", &["line 98: `Total` in column `date` is no time stamp", "YYYY-MM-DD"][..]),
+        ("empty.csv", &["line 33: column `date` has no time stamp"]),
+        ("newest.csv", &["line 3: ", "newest first"]),
+        ("stores.csv", &["line 3: `2024-04-01` in column `date` repeats", "several series"]),
+        ("dollars.csv", &["line 2: ", "has the sign `$`"]),
+        ("percent.csv", &["line 2: ", "has the sign `%`"]),
+        ("either.csv", &["line 2: `1,234` in column `sales`", "--decimal", "--thousands"]),
+        ("latin.csv", &["line 1 is not UTF-8", "save the file as UTF-8"]),
+    ] {
+        assert_refused(path, &forecast(name), words);
+    }
+    let mut both = forecast("either.csv");
+    both.extend(["--decimal", ",", "--thousands", ","]);
+    assert_refused(path, &both, &["--decimal and --thousands name the same mark"]);
+    for more in [["--decimal", ","], ["--thousands", ","]] {
+        let mut arguments = forecast("either.csv");
+        arguments.extend(more);
+        succeeded(path, &arguments);
+    }
+}
+
+/// Numbers in another format are no words.
+#[test]
+fn numbers_of_another_format_are_not_categories() {
+    // Levels with a decimal comma beside a column with points.
+    let mixed: String = table(0..40)
+        .lines()
+        .map(|line| match line.split_once(',') {
+            Some(("id", rest)) => format!("id,other,{rest}\n"),
+            Some((id, rest)) => {
+                let (level, rest) = rest.split_once(',').unwrap();
+                format!("{id},1.25,\"{}\",{rest}\n", level.replace('.', ","))
+            }
+            None => unreachable!(),
+        })
+        .collect();
+    let commas = mixed.replace("1.25", "7");
+    let directory = folder_with(&[("mixed.csv", &mixed), ("commas.csv", &commas)]);
+    let path = directory.path();
+    assert_refused(
+        path,
+        &train("mixed.csv", "classify", &[]),
+        &["line 2: ", "in column `level` is not a number with a decimal point"],
+    );
+    let (_, told) = succeeded(path, &train("commas.csv", "classify", &[]));
+    assert!(told.contains("a decimal comma"), "{told}");
+    let config = std::fs::read_to_string(path.join("run/config.toml")).unwrap();
+    assert!(config.contains("decimal = \",\""), "{config}");
+    // The run's format is that of later files, also if they would be judged otherwise.
+    let few = "id,other,level,sign,class\na,7,\"51,234\",go,up\n";
+    std::fs::write(path.join("few.csv"), few).unwrap();
+    succeeded(path, &["predict", "run", "few.csv", "--device", "cpu"]);
+}
