@@ -105,16 +105,28 @@ struct MarksSeen {
 
 impl MarksSeen {
     fn add(&mut self, cell: &str) {
-        if !cell.contains(THOUSANDS) {
-            return;
-        }
-        for (decimal, other) in [('.', ','), (',', '.')] {
-            let plain = NumberFormat { decimal, thousands: None };
-            // 1,234 may be either. 0,234 and 1234,567 may not.
-            let is_number = cell.contains(decimal) && plain.parse(cell).is_some();
-            if is_number && ungrouped(cell, decimal).is_none_or(|_| cell.starts_with('0')) {
-                self.decimal(decimal);
+        let digits = cell.strip_prefix(['+', '-']).unwrap_or(cell);
+        let is_other = |c: char| !c.is_ascii_digit() && !THOUSANDS.contains(&c);
+        let mut marks = digits.chars().filter(|c| !c.is_ascii_digit());
+        match (marks.next(), marks.next()) {
+            (None, _) => {}
+            // Most numbers, and each cell is asked.
+            (Some(mark @ ('.' | ',')), None) => {
+                let at = digits.find(mark).unwrap_or_default();
+                let is_grouped = (1..=3).contains(&at) && digits.len() - at == 4;
+                // 1,234 may be either. 0,234 and 1234,567 may not.
+                if digits.len() > 1 && (!is_grouped || digits.starts_with('0')) {
+                    self.decimal(mark);
+                }
             }
+            _ if digits.contains(is_other) => {}
+            _ => self.add_grouped(cell),
+        }
+    }
+
+    /// Adds a cell that has several marks, or one that is no decimal mark.
+    fn add_grouped(&mut self, cell: &str) {
+        for (decimal, other) in [('.', ','), (',', '.')] {
             for mark in THOUSANDS.into_iter().filter(|&mark| mark != decimal) {
                 let grouped = NumberFormat { decimal, thousands: Some(mark) };
                 let is_certain = cell.contains(decimal) || cell.matches(mark).count() > 1;

@@ -154,9 +154,9 @@ pub struct TimeAxis {
 const MAX_REPEATED: f64 = 0.1;
 
 impl TimeAxis {
-    /// Returns true if more than half of the cells of a column are time stamps.
+    /// Returns true if most of the first cells of a column are time stamps.
     pub fn is_in(csv: &CsvTable, column: usize) -> bool {
-        format_of(csv, column).is_some()
+        !formats_of(csv, column).is_empty()
     }
 
     /// Reads the time stamps of a column. Returns `None` if it holds none.
@@ -260,36 +260,44 @@ impl TimeAxis {
     }
 }
 
-/// Returns the format in which more than half of a column's cells are time stamps.
-fn format_of(csv: &CsvTable, column: usize) -> Option<TimeFormat> {
+/// The rows from whose cells the formats of a column are judged.
+const JUDGED: usize = 100;
+
+/// Returns the formats that read the most of a column's first cells, if they read more than half.
+fn formats_of(csv: &CsvTable, column: usize) -> Vec<TimeFormat> {
     // Only a name tells the seconds since 1970 from other large numbers.
     let name = csv.names[column].to_lowercase();
     let is_named =
         ["time", "date", "stamp", "epoch", "unix"].iter().any(|word| name.contains(word))
             || ["ts", "t"].contains(&&*name);
-    let cells = || csv.rows().map(|row| row.cell(column)).filter(|cell| !csv.is_missing(cell));
-    let count = |format: TimeFormat| cells().filter(|cell| format.parse(cell).is_some()).count();
-    // Most columns are seen to be none from their first cells.
-    let is_worth = |format: &TimeFormat| {
-        let seen = cells().take(100).count();
-        2 * cells().take(100).filter(|cell| format.parse(cell).is_some()).count() > seen
-    };
     let is_possible = |format: &TimeFormat| is_named || !matches!(format, TimeFormat::Epoch(_));
-    let counts: Vec<_> = TimeFormat::all()
-        .filter(is_possible)
-        .filter(is_worth)
-        .map(|format| (format, count(format)))
-        .collect();
-    let most = counts.iter().map(|&(_, count)| count).max()?;
-    let best = counts.iter().filter(|&&(_, count)| count == most).map(|&(format, _)| format);
-    let all = cells().count();
-    // 03/04/2024 may be in March or in April: the order of the rows tells.
-    let disorder = |format: &TimeFormat| {
-        let times: Vec<_> = cells().filter_map(|cell| format.parse(cell)).collect();
-        let gaps: Vec<_> = times.windows(2).map(|pair| (pair[1] - pair[0]).abs()).collect();
-        gaps.iter().max().copied().unwrap_or_default()
-    };
-    best.min_by_key(disorder).filter(|_| 2 * most > all)
+    let first: Vec<_> = cells(csv, column).take(JUDGED).collect();
+    let count =
+        |format: TimeFormat| first.iter().filter(|cell| format.parse(cell).is_some()).count();
+    let counts: Vec<_> =
+        TimeFormat::all().filter(is_possible).map(|format| (format, count(format))).collect();
+    let most = counts.iter().map(|&(_, count)| count).max().unwrap_or(0);
+    let best = counts.iter().filter(|&&(_, count)| count == most && 2 * most > first.len());
+    best.map(|&(format, _)| format).collect()
+}
+
+/// Returns the format of a column's time stamps.
+fn format_of(csv: &CsvTable, column: usize) -> Option<TimeFormat> {
+    let formats = formats_of(csv, column);
+    if formats.len() < 2 {
+        return formats.first().copied();
+    }
+    // 03/04/2024 may be in March or in April: later rows, or their order, tell.
+    formats.into_iter().min_by_key(|format| {
+        let times: Vec<_> = cells(csv, column).filter_map(|cell| format.parse(cell)).collect();
+        let gaps = times.windows(2).map(|pair| (pair[1] - pair[0]).abs());
+        (Reverse(times.len()), gaps.max().unwrap_or_default())
+    })
+}
+
+/// Returns the cells of a column that are not missing.
+fn cells(csv: &CsvTable, column: usize) -> impl Iterator<Item = &str> {
+    csv.rows().map(move |row| row.cell(column)).filter(|cell| !csv.is_missing(cell))
 }
 
 /// Describes a duration in its largest whole unit.
