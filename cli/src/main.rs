@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use gru_wgpu::DeviceKind;
 
@@ -90,13 +90,15 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
 /// Returns the devices of `--device`, or else of GRU_DEVICE. An empty variable counts as unset.
 fn device_kinds(cli: &Cli) -> Result<Vec<DeviceKind>> {
     let variable = || {
-        let word = std::env::var_os("GRU_DEVICE").filter(|word| !word.is_empty());
-        word.map(|word| word.to_string_lossy().into_owned())
+        let word = std::env::var_os("GRU_DEVICE").filter(|word| !word.is_empty())?;
+        Some(("GRU_DEVICE", word.to_string_lossy().into_owned()))
     };
-    let Some(words) = cli.device.clone().or_else(variable) else {
+    let option = cli.device.clone().map(|words| ("--device", words));
+    let Some((source, words)) = option.or_else(variable) else {
         return Ok(vec![DeviceKind::Auto]);
     };
-    let kinds: Vec<DeviceKind> = words.split(',').map(str::parse).collect::<Result<_, _>>()?;
+    let kinds = words.split(',').map(str::parse).collect::<Result<Vec<DeviceKind>, _>>();
+    let kinds = kinds.context(source)?;
     let adapters = kinds.iter().map(|&kind| match kind {
         // `gpu` is the first GPU that opens, usually gpu:0.
         DeviceKind::Gpu => DeviceKind::GpuAt(0),
@@ -104,7 +106,10 @@ fn device_kinds(cli: &Cli) -> Result<Vec<DeviceKind>> {
     });
     let adapters: Vec<_> = adapters.collect();
     match (1..kinds.len()).find(|&i| adapters[..i].contains(&adapters[i])) {
-        Some(i) => bail!("device {} is named twice", words.split(',').nth(i).unwrap_or_default()),
+        Some(i) => {
+            let word = words.split(',').nth(i).unwrap_or_default();
+            bail!("{source} names the device {word} twice")
+        }
         None => Ok(kinds),
     }
 }

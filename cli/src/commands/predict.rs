@@ -1,6 +1,8 @@
 //! `gru predict`: predicts with a trained run, on new sequences or after the end of a series.
 
+use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
@@ -180,38 +182,78 @@ fn to_csv(
     Ok(csv.into_inner().map_err(|error| error.into_error())?)
 }
 
-/// If the file has labels, prints the accuracy. A label that is not in the training set counts as
-/// wrong. With one prediction per sequence, sequences with several labels are left out.
+/// How many labels of a file the predictions match.
+#[derive(Default)]
+struct LabelCounts<'a> {
+    right: usize,
+    all: usize,
+    /// Labels that are no class of the run, and how often each occurs.
+    unseen: BTreeMap<&'a str, usize>,
+    /// With one prediction per sequence, the sequences with several labels. They are not counted.
+    changing: Vec<&'a Range<usize>>,
+}
+
+impl<'a> LabelCounts<'a> {
+    /// Counts the labels of a column. A label that training did not see counts as wrong.
+    fn new(
+        config: &TrainConfig,
+        table: &'a SequenceTable,
+        label: usize,
+        predictions: &[Prediction],
+    ) -> Self {
+        let classes = &config.columns.classes;
+        let mut counts = Self::default();
+        for (sequence, Prediction(rows)) in table.sequences.iter().zip(predictions) {
+            let Ok(labels) = table.labels(config.task, label, sequence) else {
+                counts.changing.push(sequence);
+                continue;
+            };
+            let labelled = labels.into_iter().zip(rows).filter(|(label, _)| !label.is_empty());
+            for (label, prediction) in labelled {
+                counts.all += 1;
+                counts.right += usize::from(classes[prediction.class] == label);
+                if !classes.iter().any(|class| class == label) {
+                    *counts.unseen.entry(label).or_default() += 1;
+                }
+            }
+        }
+        counts
+    }
+}
+
+/// If the file has labels, prints the accuracy.
 fn report_accuracy(
     config: &TrainConfig,
     table: &SequenceTable,
     predictions: &[Prediction],
 ) -> Result<()> {
     let Ok(label) = table.csv.find(&config.columns.label) else { return Ok(()) };
-    let name = quote(&config.columns.label);
-    let (mut right, mut all) = (0, 0);
-    let mut changing = Vec::new();
-    for (sequence, Prediction(rows)) in table.sequences.iter().zip(predictions) {
-        let Ok(labels) = table.labels(config.task, label, sequence) else {
-            changing.push(sequence);
-            continue;
-        };
-        for (label, prediction) in
-            labels.into_iter().zip(rows).filter(|(label, _)| !label.is_empty())
-        {
-            all += 1;
-            right += usize::from(config.columns.classes[prediction.class] == label);
-        }
-    }
+    let (shown, name) = (&table.shown, quote(&config.columns.label));
+    let counts = LabelCounts::new(config, table, label, predictions);
+    let LabelCounts { right, all, unseen, changing } = &counts;
     if !changing.is_empty() {
         let names = some_of(changing.iter().map(|sequence| quote(table.name(sequence))));
         log(format_args!(
-            "{}: the label in column {name} changes inside sequences {names}; the accuracy leaves them out",
-            table.shown
+            "{shown}: the label in column {name} changes inside sequences {names}; the accuracy leaves them out"
         ));
     }
-    if all > 0 {
-        let accuracy = f64::from(u32::try_from(right)?) / f64::from(u32::try_from(all)?);
+    let count: usize = unseen.values().sum();
+    let words = some_of(unseen.keys().map(|word| quote(word)));
+    if count > 0 && count == *all {
+        let classes = some_of(config.columns.classes.iter().map(|class| quote(class)));
+        log(format_args!(
+            "{shown}: no label in column {name} is a class of the run, so there is no accuracy; the labels are \
+             {words}, the classes {classes}"
+        ));
+        return Ok(());
+    }
+    if count > 0 {
+        log(format_args!(
+            "{shown}: {count} of {all} labels in column {name} are no class of the run and count as wrong: {words}"
+        ));
+    }
+    if *all > 0 {
+        let accuracy = f64::from(u32::try_from(*right)?) / f64::from(u32::try_from(*all)?);
         log(format_args!("accuracy {accuracy:.4}: {right} of {all} labels in column {name}"));
     }
     Ok(())

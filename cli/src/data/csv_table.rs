@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::data::numbers::{NumberFormat, OddNumber};
 use crate::data::{delimiter, text, timestamps};
 use crate::ui::output::{log, quote, quote_path};
+use crate::ui::progress::ReadingDisplay;
 
 /// Cells that stand for a missing value, in upper or lower case.
 const MISSING: [&str; 5] = ["", "na", "n/a", "null", "none"];
@@ -107,8 +108,11 @@ impl<'a> CsvRow<'a> {
 }
 
 impl CellTexts {
-    /// Parses text that contains the delimiter or quotes.
-    fn parse(text: &str, delimiter: u8) -> Result<Self> {
+    /// Parses text that contains the delimiter or quotes. Calls `reach` with the bytes read so far
+    /// from time to time.
+    fn parse(text: &str, delimiter: u8, reach: impl Fn(usize)) -> Result<Self> {
+        /// The rows between two calls of `reach`.
+        const ROWS: usize = 4096;
         let mut reader = csv::ReaderBuilder::new()
             .delimiter(delimiter)
             .has_headers(false)
@@ -124,6 +128,9 @@ impl CellTexts {
             line += text[counted..start].matches('\n').count() as u64;
             counted = start;
             cells.push(line, record.iter());
+            if cells.lines.len().is_multiple_of(ROWS) {
+                reach(start);
+            }
         }
         Ok(cells)
     }
@@ -176,7 +183,7 @@ impl CsvTable {
         let text = text::decode(bytes).with_context(|| format!("cannot read {shown}"))?;
         let delimiter = options.delimiter.unwrap_or_else(|| judge_delimiter(&text, &shown));
         let mut cells = match text.contains([char::from(delimiter), '"']) {
-            true => CellTexts::parse(&text, delimiter).with_context(|| {
+            true => parse_showing(&text, delimiter, &shown).with_context(|| {
                 format!(
                     "cannot read {shown} with the delimiter {}; --delimiter names another one (between cells \
                      with a decimal comma it is often `;`)",
@@ -353,6 +360,12 @@ impl CsvTable {
     }
 }
 
+/// Parses a text and shows the progress.
+fn parse_showing(text: &str, delimiter: u8, shown: &str) -> Result<CellTexts> {
+    let display = ReadingDisplay::new(shown, text.len());
+    CellTexts::parse(text, delimiter, |bytes| display.reach(bytes))
+}
+
 /// Judges the delimiter, a comma if the text has none. Logs any other.
 fn judge_delimiter(text: &str, shown: &str) -> u8 {
     let is_value = |cell: &str| cell.parse::<f64>().is_ok() || timestamps::is_date(cell);
@@ -480,7 +493,7 @@ mod tests {
             ("0,1,2\n7,1.5,2\n7,2.5,2", (false, false)),
             ("4,5\n7,1.5", (false, true)),
         ] {
-            let cells = CellTexts::parse(text, b',').unwrap();
+            let cells = CellTexts::parse(text, b',', |_| ()).unwrap();
             let got = has_header(&cells, &CsvOptions::default(), NumberFormat::default());
             assert_eq!(got, expected, "{text}");
         }
@@ -493,10 +506,53 @@ mod tests {
             rows.map(|row| (row.line, row.cells().map(str::to_owned).collect())).collect()
         };
         let row = |line: u64, cells: &[&str]| (line, cells.iter().map(|&c| c.to_owned()).collect());
-        let several = CellTexts::parse("\na,\"x\n, y\"\n\n b , \n", b',').unwrap();
+        let several = CellTexts::parse("\na,\"x\n, y\"\n\n b , \n", b',', |_| ()).unwrap();
         assert_eq!(read(several), [row(2, &["a", "x\n, y"]), row(5, &["b", ""])]);
         let column = CellTexts::parse_column("v\n\n 1 \n\n");
         assert_eq!(read(column), [row(1, &["v"]), row(2, &[""]), row(3, &["1"])]);
         assert_eq!(CellTexts::parse_column("").len(), 0);
+    }
+
+    /// Tables with bytes changed, removed, repeated and inserted: each is read or refused.
+    #[test]
+    fn no_table_makes_the_reader_panic() {
+        use rand::rngs::SmallRng;
+        use rand::{RngExt, SeedableRng};
+        const TABLES: [&str; 6] = [
+            "date,sales\n2024-03-04T05:06:07+01:00,1.5\n2024-03-05T05:06:07Z,2\n",
+            "Datum;Umsatz, EUR\n04.03.24;1.234,5\n05.03.24;20,5 €\n",
+            "time\tv\n1700000000\t1'234\n1700000060\t1 234,5\n",
+            "t|v\n5:06 PM|\"a\nb\"\n17:07|1,234\n",
+            "\u{feff}id,x\ns0,\"20,8\"\ns0,%\n",
+            "2024-03,-\n2024-04,+1.234.567\n",
+        ];
+        const INSERTED: [&str; 10] = ["\"", ",", ";", ".", "\n", "-", "ß", "\u{202f}", "9", "T"];
+        let mut random = SmallRng::seed_from_u64(7);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for i in 0..3_000 {
+            let mut bytes = TABLES[i % TABLES.len()].as_bytes().to_vec();
+            for _ in 0..random.random_range(1..6) {
+                let at = random.random_range(0..bytes.len());
+                match random.random_range(0..4) {
+                    0 => bytes[at] = random.random(),
+                    1 => _ = bytes.drain(at..bytes.len().min(at + 3)),
+                    2 => bytes.extend_from_within(at..),
+                    _ => {
+                        let word = INSERTED[random.random_range(0..INSERTED.len())];
+                        bytes.splice(at..at, word.bytes());
+                    }
+                }
+                if bytes.is_empty() {
+                    break;
+                }
+            }
+            std::fs::write(file.path(), &bytes).unwrap();
+            let Ok(csv) = CsvTable::read(file.path(), CsvOptions::default()) else { continue };
+            for column in 0..csv.names.len() {
+                _ = timestamps::TimeAxis::read(&csv, column).map(|axis| axis.map(|a| a.years()));
+                csv.rows().for_each(|row| _ = csv.number(row, column, ""));
+                _ = csv.is_mostly_numeric(column);
+            }
+        }
     }
 }

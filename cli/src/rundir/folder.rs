@@ -36,10 +36,13 @@ impl RunDir {
         }
         check_directory(path)?;
         let is_run = is_run(path);
+        let next = match folder.has_checkpoint() {
+            true => format!("continue it with --resume {shown}, replace it with --force"),
+            false => "it has no checkpoint to resume from: replace it with --force".to_owned(),
+        };
         ensure!(
             force || !is_run,
-            "{shown} already holds a run; continue it with --resume {shown}, replace it with --force, or \
-             choose another folder with --run"
+            "{shown} already holds a run; {next}, or choose another folder with --run"
         );
         let is_empty = fs::read_dir(path)
             .with_context(|| format!("cannot read {shown}"))?
@@ -64,10 +67,16 @@ impl RunDir {
         Ok(folder)
     }
 
-    /// Checks that a run in this folder does not overwrite any of its input files.
+    /// Checks that a run in this folder can read its input files again, and overwrites none.
     pub fn check_inputs<'a>(&self, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
         for input in inputs {
             let (shown, folder) = (quote_path(input), quote_path(&self.0));
+            let is_stream = input.metadata().is_ok_and(|data| !data.is_file() && !data.is_dir());
+            ensure!(
+                !is_stream,
+                "{shown} is a pipe or a device, which can be read only once, but a run reads its data again when it \
+                 resumes: save the data to a file first"
+            );
             ensure!(
                 !is_kept(&self.0, input),
                 "{shown} is a file of the run in {folder}; it would be overwritten: copy it elsewhere first"

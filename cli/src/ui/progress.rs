@@ -1,4 +1,5 @@
-//! Progress of training: a bar on a terminal, one line per epoch elsewhere.
+//! Progress of reading: a bar on a terminal. Progress of training: a bar on a terminal, one line per
+//! epoch elsewhere.
 
 use std::time::{Duration, Instant};
 
@@ -6,6 +7,31 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::ui::output::log;
+
+/// Shows how much of a file has been read, on a terminal. Removed when it is dropped.
+pub struct ReadingDisplay(ProgressBar);
+
+impl ReadingDisplay {
+    /// Makes a display for a file of `bytes` bytes, whose quoted name is `shown`.
+    pub fn new(shown: &str, bytes: usize) -> Self {
+        let bar = ProgressBar::new(bytes as u64);
+        let style = "reading {msg} {bar:20} {percent:>3} %  {eta} left";
+        bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
+        bar.set_message(shown.to_owned());
+        Self(bar)
+    }
+
+    /// Advances to this many bytes.
+    pub fn reach(&self, bytes: usize) {
+        self.0.set_position(bytes as u64);
+    }
+}
+
+impl Drop for ReadingDisplay {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
 
 /// Shows the progress of training.
 pub struct ProgressDisplay {

@@ -498,6 +498,10 @@ fn the_device_option_overrides_gru_device() {
     assert!(broken.1.contains("\"error\"") || broken.1.contains("\"reason\""), "{broken:?}");
     let (status, _, stderr) = info("nonsense", &[]);
     assert_eq!((status, stderr.lines().count()), (Some(1), 1), "{stderr}");
+    // The message names what it is about.
+    assert!(stderr.contains("GRU_DEVICE: unknown device `nonsense`"), "{stderr}");
+    assert!(info("cpu,cpu", &[]).2.contains("GRU_DEVICE names the device cpu twice"));
+    assert!(info("cpu", &["--device", "tpu"]).2.contains("--device: unknown device `tpu`"));
 }
 
 /// A closed reader ends the program quietly; a full disk is an error, not a panic.

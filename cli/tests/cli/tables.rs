@@ -151,3 +151,49 @@ fn numbers_of_another_format_are_not_categories() {
     std::fs::write(path.join("few.csv"), few).unwrap();
     succeeded(path, &["predict", "run", "few.csv", "--device", "cpu"]);
 }
+
+/// Data that come through a pipe can be read once, and a run has to read them again.
+#[cfg(unix)]
+#[test]
+fn a_run_refuses_data_from_a_pipe() {
+    let directory = folder_with(&[]);
+    let path = directory.path();
+    let made = std::process::Command::new("mkfifo").arg(path.join("pipe.csv")).status().unwrap();
+    assert!(made.success());
+    let words = ["`pipe.csv` is a pipe or a device", "save the data to a file first"];
+    assert_refused(path, &[&forecast("pipe.csv")[..], &["--run", "it"]].concat(), &words);
+    assert_refused(path, &train("pipe.csv", "classify", &[]), &words);
+}
+
+#[test]
+fn labels_that_training_did_not_see_are_counted() {
+    let known = table(0..40);
+    let some = known.replacen(",down\n", ",sideways\n", 3);
+    let none = known.replace(",up\n", ",left\n").replace(",down\n", ",right\n");
+    let directory = folder_with(&[("train.csv", &known), ("some.csv", &some), ("none.csv", &none)]);
+    let path = directory.path();
+    succeeded(path, &train("train.csv", "label", &[]));
+    let predict = |csv| succeeded(path, &["predict", "run", csv, "--device", "cpu"]).1;
+    assert!(!predict("train.csv").contains("no class"));
+    let told = predict("some.csv");
+    assert!(told.contains(": 3 of ") && told.contains("count as wrong: `sideways`"), "{told}");
+    assert!(told.contains("accuracy "), "{told}");
+    let told = predict("none.csv");
+    assert!(told.contains("no label in column `class` is a class of the run"), "{told}");
+    assert!(!told.contains("accuracy 0"), "{told}");
+}
+
+/// `--run` and `--resume` do not send the user from one to the other.
+#[test]
+fn a_run_without_a_checkpoint_is_replaced() {
+    let directory = folder_with(&[("train.csv", &table(0..40))]);
+    let path = directory.path();
+    succeeded(path, &train("train.csv", "classify", &[]));
+    for file in ["checkpoint.safetensors", "checkpoint.safetensors.before", "metrics.csv"] {
+        _ = std::fs::remove_file(path.join("run").join(file));
+    }
+    let words = ["`run` already holds a run", "no checkpoint to resume from", "with --force"];
+    assert_refused(path, &train("train.csv", "classify", &[]), &words);
+    assert_refused(path, &["train", "--resume", "run"], &["no checkpoint yet", "--force"]);
+    succeeded(path, &train("train.csv", "classify", &["--force"]));
+}
