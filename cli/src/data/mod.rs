@@ -11,6 +11,8 @@ pub mod numbers;
 pub mod sequences;
 pub mod series;
 pub mod table;
+pub mod table_options;
 pub mod text;
+pub mod time_axis;
 pub mod timestamps;
 pub mod windows;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::csv_table::{CsvOptions, CsvTable, printable};
 use crate::data::numbers::{NumberFormat, point};
-use crate::data::timestamps::TimeAxis;
+use crate::data::time_axis::TimeAxis;
 use crate::ui::output::{quote, quote_path};
 
 /// Advice for a cell that is not a number.
@@ -92,11 +92,9 @@ impl Series {
             };
             columns.push(whole);
         }
-        let mut others = (0..csv.names.len()).filter(|column| !chosen.contains(column));
-        let axis = match others.find(|&column| TimeAxis::is_in(&csv, column)) {
-            Some(column) => TimeAxis::read(&csv, column).with_context(|| quote_path(path))?,
-            None => None,
-        };
+        let others: Vec<_> =
+            (0..csv.names.len()).filter(|column| !chosen.contains(column)).collect();
+        let axis = TimeAxis::find(&csv, &others).with_context(|| quote_path(path))?;
         let years = axis.and_then(|axis| axis.years());
         let names = chosen.iter().map(|&column| csv.names[column].clone()).collect();
         let keys = chosen.iter().map(|&column| csv.column_key(column)).collect();
@@ -277,5 +275,49 @@ mod tests {
         let years = read("t,v\n2020-01-01T00:00,1\n2020-01-01T12:00,2\n", None).unwrap().years;
         let years = years.unwrap();
         assert!((years[1] - years[0] - 0.5 / 365.25).abs() < 1e-9, "{years:?}");
+    }
+
+    /// Tables with bytes changed, removed, repeated and inserted: each is read or refused.
+    #[test]
+    fn no_table_makes_the_reader_panic() {
+        use rand::rngs::SmallRng;
+        use rand::{RngExt, SeedableRng};
+        const TABLES: [&str; 6] = [
+            "date,sales\n2024-03-04T05:06:07+01:00,1.5\n2024-03-05T05:06:07Z,2\n",
+            "Datum;Umsatz, EUR\n04.03.24;1.234,5\n05.03.24;20,5 €\n",
+            "time\tv\n1700000000\t1'234\n1700000060\t1 234,5\n",
+            "t|v\n5:06 PM|\"a\nb\"\n17:07|1,234\n",
+            "\u{feff}id,x\ns0,\"20,8\"\ns0,%\n",
+            "2024-03,-\n2024-04,+1.234.567\n",
+        ];
+        const INSERTED: [&str; 10] = ["\"", ",", ";", ".", "\n", "-", "ß", "\u{202f}", "9", "T"];
+        let mut random = SmallRng::seed_from_u64(7);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for i in 0..3_000 {
+            let mut bytes = TABLES[i % TABLES.len()].as_bytes().to_vec();
+            for _ in 0..random.random_range(1..6) {
+                let at = random.random_range(0..bytes.len());
+                match random.random_range(0..4) {
+                    0 => bytes[at] = random.random(),
+                    1 => _ = bytes.drain(at..bytes.len().min(at + 3)),
+                    2 => bytes.extend_from_within(at..),
+                    _ => {
+                        let word = INSERTED[random.random_range(0..INSERTED.len())];
+                        bytes.splice(at..at, word.bytes());
+                    }
+                }
+                if bytes.is_empty() {
+                    break;
+                }
+            }
+            std::fs::write(file.path(), &bytes).unwrap();
+            let Ok(csv) = CsvTable::read(file.path(), CsvOptions::default()) else { continue };
+            let all: Vec<_> = (0..csv.names.len()).collect();
+            _ = TimeAxis::find(&csv, &all).map(|axis| axis.map(|axis| axis.years()));
+            for column in all {
+                csv.rows().for_each(|row| _ = csv.number(row, column, ""));
+                _ = csv.is_mostly_numeric(column);
+            }
+        }
     }
 }

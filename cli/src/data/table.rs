@@ -343,7 +343,8 @@ impl SequenceTable {
     pub fn check_classes(&self, label: usize, classes: &[String]) -> Result<()> {
         const MAX_NUMERIC_CLASSES: usize = 20;
         let is_fraction = |class: &&String| {
-            class.parse::<f64>().is_ok_and(|value| value.is_finite() && value.fract() != 0.0)
+            let value = self.csv.numbers.parse(class);
+            value.is_some_and(|value| value.is_finite() && value.fract() != 0.0)
         };
         let (fractions, all) = (classes.iter().filter(is_fraction).count(), classes.len());
         ensure!(

@@ -8,18 +8,19 @@ use encoding_rs::Encoding;
 /// # Errors
 /// If the bytes are in another encoding. The error names the line.
 pub fn decode(bytes: Vec<u8>) -> Result<String> {
-    if let Some((encoding, mark)) = Encoding::for_bom(&bytes) {
-        let text = encoding.decode_without_bom_handling_and_without_replacement(&bytes[mark..]);
-        return match text {
-            Some(text) => Ok(text.into_owned()),
-            None => bail!("its byte order mark says {}, but it is not", encoding.name()),
-        };
-    }
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = valid.iter().filter(|&&byte| byte == b'\n').count() + 1;
-        anyhow::anyhow!("line {line} is not UTF-8 text; save the file as UTF-8")
-    })?;
+    let text = match Encoding::for_bom(&bytes) {
+        Some((encoding, mark)) => encoding
+            .decode_without_bom_handling_and_without_replacement(&bytes[mark..])
+            .with_context(|| {
+                format!("its byte order mark says {}, but it is not", encoding.name())
+            })?
+            .into_owned(),
+        None => String::from_utf8(bytes).map_err(|error| {
+            let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = valid.iter().filter(|&&byte| byte == b'\n').count() + 1;
+            anyhow::anyhow!("line {line} is not UTF-8 text; save the file as UTF-8")
+        })?,
+    };
     if text.contains('\0') {
         let line = text.split('\0').next().context("the text before it")?.lines().count().max(1);
         bail!("line {line} has a zero byte; save the file as UTF-8 text");
@@ -58,5 +59,7 @@ mod tests {
         odd.pop();
         assert!(error(&odd).contains("UTF-16LE"));
         assert!(error(b"\xff\xfe\x00\xd8a\0").contains("UTF-16LE"));
+        // UTF-32 begins like UTF-16.
+        assert!(error(b"\xff\xfe\0\0a\0\0\0").contains("zero byte"));
     }
 }

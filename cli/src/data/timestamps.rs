@@ -1,17 +1,11 @@
-//! [`TimeAxis`]: a column of time stamps. Its format is judged over all its cells.
+//! [`TimeFormat`]: the forms in which people write time stamps.
 
-use std::cmp::Reverse;
-
-use anyhow::{Result, bail};
-use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta};
-
-use crate::data::csv_table::CsvTable;
-use crate::ui::output::{log, quote};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta};
 
 /// How a day is written.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct DayFormat {
-    /// In the syntax of `chrono`, without spaces.
+pub struct DayFormat {
+    /// In the syntax of `chrono`.
     chrono: &'static str,
     shown: &'static str,
 }
@@ -21,9 +15,10 @@ const fn day(chrono: &'static str, shown: &'static str) -> DayFormat {
 }
 
 /// The usual forms. Where two read the same cells, the earlier one is preferred.
-const DAYS: [DayFormat; 12] = [
+const DAYS: [DayFormat; 19] = [
     day("%Y-%m-%d", "YYYY-MM-DD"),
     day("%Y/%m/%d", "YYYY/MM/DD"),
+    day("%Y.%m.%d", "YYYY.MM.DD"),
     day("%Y%m%d", "YYYYMMDD"),
     day("%d.%m.%Y", "DD.MM.YYYY"),
     day("%d.%m.%y", "DD.MM.YY"),
@@ -32,13 +27,35 @@ const DAYS: [DayFormat; 12] = [
     day("%d/%m/%y", "DD/MM/YY"),
     day("%m/%d/%y", "MM/DD/YY"),
     day("%d-%m-%Y", "DD-MM-YYYY"),
+    day("%m-%d-%Y", "MM-DD-YYYY"),
+    day("%d-%m-%y", "DD-MM-YY"),
+    day("%m-%d-%y", "MM-DD-YY"),
     day("%d-%b-%Y", "DD-Mon-YYYY"),
     day("%d-%b-%y", "DD-Mon-YY"),
+    // %B takes short names, too.
+    day("%d %B %Y", "DD Month YYYY"),
+    day("%B %d %Y", "Month DD YYYY"),
+    day("%B %d, %Y", "Month DD, YYYY"),
 ];
+
+impl DayFormat {
+    /// Splits a cell into the day and the time after it, at a space or a `T` between digits.
+    fn split(self, cell: &str) -> (&str, Option<&str>) {
+        let spaces = self.chrono.matches(' ').count();
+        let is_digit = |at: usize| cell.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
+        let is_end = |&(at, c): &(usize, char)| {
+            c == ' ' || (c == 'T' && at > 0 && is_digit(at - 1) && is_digit(at + 1))
+        };
+        match cell.char_indices().filter(is_end).nth(spaces) {
+            Some((at, _)) => (&cell[..at], Some(&cell[at + 1..])),
+            None => (cell, None),
+        }
+    }
+}
 
 /// How a time stamp is written.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum TimeFormat {
+pub enum TimeFormat {
     /// A day, or a day with a time and perhaps an offset from UTC.
     Day(DayFormat),
     /// A month, YYYY-MM.
@@ -56,12 +73,14 @@ const EPOCHS: [i64; 4] = [1, 1_000, 1_000_000, 1_000_000_000];
 const EPOCH_SECONDS: std::ops::Range<i64> = 631_152_000..4_102_444_800;
 
 impl TimeFormat {
-    fn all() -> impl Iterator<Item = Self> {
+    /// Returns all forms, the preferred ones first.
+    pub fn all() -> impl Iterator<Item = Self> {
         let days = DAYS.into_iter().map(Self::Day);
         days.chain([Self::Month, Self::Time]).chain(EPOCHS.map(Self::Epoch))
     }
 
-    fn shown(self) -> &'static str {
+    /// Returns the form for messages.
+    pub fn shown(self) -> &'static str {
         match self {
             Self::Day(DayFormat { shown, .. }) => shown,
             Self::Month => "YYYY-MM",
@@ -74,21 +93,20 @@ impl TimeFormat {
     }
 
     /// Returns the time of a cell, in UTC if the cell has an offset.
-    fn parse(self, cell: &str) -> Option<NaiveDateTime> {
+    pub fn parse(self, cell: &str) -> Option<NaiveDateTime> {
         match self {
             Self::Day(format) => {
-                // The length is checked because chrono takes 1-2-3 for a day of the year 1.
-                let len = if format.chrono == "%Y%m%d" { 8 } else { 0 };
-                let (day, rest) = match cell.find(['T', ' ']) {
-                    Some(at) => (&cell[..at], Some(&cell[at + 1..])),
-                    None => (cell, None),
+                let (day, rest) = format.split(cell);
+                // chrono takes 1-2-3 for a day of the year 1 or 3, and any length of YYYYMMDD.
+                let mut numbers =
+                    day.split(|c: char| !c.is_ascii_digit()).filter(|n| !n.is_empty());
+                let is_sound = match format.chrono {
+                    "%Y%m%d" => day.len() == 8,
+                    chrono if chrono.contains("%Y") => numbers.any(|n| n.len() == 4),
+                    _ => numbers.all(|n| n.len() <= 2) && day.len() >= 6,
                 };
-                let four = format.chrono.contains("%Y");
-                let has_four = day.split(|c: char| !c.is_ascii_digit()).any(|n| n.len() >= 4);
-                if four != has_four || (len > 0 && day.len() != len) {
-                    return None;
-                }
-                let day = NaiveDate::parse_from_str(day, format.chrono).ok()?;
+                let day =
+                    is_sound.then(|| NaiveDate::parse_from_str(day, format.chrono).ok())??;
                 rest.map_or(Some(day.and_time(NaiveTime::MIN)), |rest| time_on(day, rest.trim()))
             }
             Self::Month => {
@@ -97,7 +115,7 @@ impl TimeFormat {
                 NaiveDate::parse_from_str(&day, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0)
             }
             Self::Time => {
-                let time = time_of_day(cell)?;
+                let time = time_of_day(cell).filter(|_| cell.contains(':'))?;
                 Some(NaiveDate::from_ymd_opt(1970, 1, 1)?.and_time(time))
             }
             Self::Epoch(units) => {
@@ -113,14 +131,22 @@ impl TimeFormat {
 
 /// Returns true if a cell is a day, alone or with a time.
 pub fn is_date(cell: &str) -> bool {
-    // Cheap, because every cell is asked: a day begins with a digit and is no plain number.
-    cell.starts_with(|c: char| c.is_ascii_digit())
+    // Cheap, because every cell is asked.
+    cell.contains(|c: char| c.is_ascii_digit())
+        && cell.len() >= 6
         && DAYS.into_iter().any(|format| TimeFormat::Day(format).parse(cell).is_some())
 }
 
 /// Returns a time of day, to the fraction of a second, on the 24-hour or the 12-hour clock.
 fn time_of_day(text: &str) -> Option<NaiveTime> {
-    const TIMES: [&str; 4] = ["%H:%M:%S%.f", "%H:%M", "%I:%M:%S %p", "%I:%M %p"];
+    const TIMES: [&str; 5] = ["%H:%M:%S%.f", "%H:%M", "%I:%M:%S %p", "%I:%M %p", "%H%M%S"];
+    if !text.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    let text = &*match text.contains(['.', ',']) {
+        true => text.replace("a.m.", "AM").replace("p.m.", "PM").replace(',', ".").into(),
+        false => std::borrow::Cow::from(text),
+    };
     TIMES.iter().find_map(|format| NaiveTime::parse_from_str(text, format).ok())
 }
 
@@ -143,165 +169,8 @@ fn time_on(day: NaiveDate, text: &str) -> Option<NaiveDateTime> {
     local.checked_sub_signed(TimeDelta::minutes(minutes))
 }
 
-/// The times of a table's rows, in ascending order.
-pub struct TimeAxis {
-    pub times: Vec<NaiveDateTime>,
-    is_time_of_day: bool,
-}
-
-/// A fraction of the rows that are not the first at their time, above which a file is taken for one
-/// of several series.
-const MAX_REPEATED: f64 = 0.1;
-
-impl TimeAxis {
-    /// Returns true if most of the first cells of a column are time stamps.
-    pub fn is_in(csv: &CsvTable, column: usize) -> bool {
-        !formats_of(csv, column).is_empty()
-    }
-
-    /// Reads the time stamps of a column. Returns `None` if it holds none.
-    ///
-    /// # Errors
-    /// If a cell is no time stamp in the format of the others, or if rows are not in ascending
-    /// order, or if so many time stamps repeat that the file must hold several series.
-    pub fn read(csv: &CsvTable, column: usize) -> Result<Option<Self>> {
-        let Some(format) = format_of(csv, column) else { return Ok(None) };
-        let name = quote(&csv.names[column]);
-        let mut times = Vec::with_capacity(csv.rows().len());
-        for row in csv.rows() {
-            match (row.cell(column), format.parse(row.cell(column))) {
-                (_, Some(time)) => times.push(time),
-                ("", None) => bail!(
-                    "line {}: column {name} has no time stamp; expected one in every row, like the others \
-                     in the format {}",
-                    row.line,
-                    format.shown()
-                ),
-                (cell, None) => bail!(
-                    "line {}: {} in column {name} is no time stamp; expected {} as in other rows; remove the \
-                     row if it is not an observation",
-                    row.line,
-                    quote(cell),
-                    format.shown()
-                ),
-            }
-        }
-        let axis = Self { times, is_time_of_day: format == TimeFormat::Time };
-        axis.check_order(csv, column)?;
-        axis.log_gaps(&name);
-        Ok(Some(axis))
-    }
-
-    fn check_order(&self, csv: &CsvTable, column: usize) -> Result<()> {
-        let pairs = || (1..).zip(self.times.windows(2));
-        let cell = |row: usize| quote(csv.row(row).cell(column));
-        let name = quote(&csv.names[column]);
-        // A new day begins at midnight.
-        let is_back = |pair: &[NaiveDateTime]| pair[1] < pair[0] && !self.is_time_of_day;
-        if let Some((row, _)) = pairs().find(|(_, pair)| is_back(pair)) {
-            let sorted = match self.times.is_sorted_by_key(Reverse) {
-                true => "the rows are sorted newest first; sort them oldest first",
-                false => "expected rows sorted by time, oldest first",
-            };
-            bail!(
-                "line {}: {} comes after {} in column {name}; {sorted}",
-                csv.row(row).line,
-                cell(row),
-                cell(row - 1)
-            );
-        }
-        let repeated: Vec<_> =
-            pairs().filter(|(_, pair)| pair[0] == pair[1]).map(|(row, _)| row).collect();
-        let Some(&first) = repeated.first() else { return Ok(()) };
-        let (line, cell) = (csv.row(first).line, cell(first));
-        if repeated.len() as f64 > MAX_REPEATED * self.times.len() as f64 {
-            bail!(
-                "line {line}: {cell} in column {name} repeats, as do {} of {} time stamps; expected one row a \
-                 time: a file of several series has to be split into one file a series",
-                repeated.len(),
-                self.times.len()
-            );
-        }
-        log(format_args!(
-            "note: {} time stamps in column {name} repeat, the first is {cell} in line {line}; the rows are \
-             treated as evenly spaced",
-            repeated.len()
-        ));
-        Ok(())
-    }
-
-    fn log_gaps(&self, name: &str) {
-        let mut gaps: Vec<_> = self
-            .times
-            .windows(2)
-            .map(|pair| pair[1] - pair[0])
-            .filter(|gap| *gap > TimeDelta::zero())
-            .collect();
-        gaps.sort_unstable();
-        let Some(&usual) = gaps.get(gaps.len() / 2) else { return };
-        let long = gaps.iter().filter(|&&gap| gap * 2 > usual * 3).count();
-        if let Some(&longest) = gaps.last().filter(|_| long > 0) {
-            log(format_args!(
-                "note: column {name} has {long} gaps of up to {}, where {} is usual; the rows are treated as \
-                 evenly spaced",
-                duration(longest),
-                duration(usual)
-            ));
-        }
-    }
-
-    /// Returns the times as fractional years, or `None` for times of day.
-    pub fn years(&self) -> Option<Vec<f64>> {
-        let year = |time: &NaiveDateTime| {
-            let seconds = (time.time() - NaiveTime::MIN).num_seconds() as f64;
-            f64::from(time.year()) + (f64::from(time.ordinal0()) + seconds / 86_400.0) / 365.25
-        };
-        (!self.is_time_of_day).then(|| self.times.iter().map(year).collect())
-    }
-}
-
-/// The rows from whose cells the formats of a column are judged.
-const JUDGED: usize = 100;
-
-/// Returns the formats that read the most of a column's first cells, if they read more than half.
-fn formats_of(csv: &CsvTable, column: usize) -> Vec<TimeFormat> {
-    // Only a name tells the seconds since 1970 from other large numbers.
-    let name = csv.names[column].to_lowercase();
-    let is_named =
-        ["time", "date", "stamp", "epoch", "unix"].iter().any(|word| name.contains(word))
-            || ["ts", "t"].contains(&&*name);
-    let is_possible = |format: &TimeFormat| is_named || !matches!(format, TimeFormat::Epoch(_));
-    let first: Vec<_> = cells(csv, column).take(JUDGED).collect();
-    let count =
-        |format: TimeFormat| first.iter().filter(|cell| format.parse(cell).is_some()).count();
-    let counts: Vec<_> =
-        TimeFormat::all().filter(is_possible).map(|format| (format, count(format))).collect();
-    let most = counts.iter().map(|&(_, count)| count).max().unwrap_or(0);
-    let best = counts.iter().filter(|&&(_, count)| count == most && 2 * most > first.len());
-    best.map(|&(format, _)| format).collect()
-}
-
-/// Returns the format of a column's time stamps.
-fn format_of(csv: &CsvTable, column: usize) -> Option<TimeFormat> {
-    let formats = formats_of(csv, column);
-    if formats.len() < 2 {
-        return formats.first().copied();
-    }
-    // 03/04/2024 may be in March or in April: later rows, or their order, tell.
-    formats.into_iter().min_by_key(|format| {
-        let times: Vec<_> = cells(csv, column).filter_map(|cell| format.parse(cell)).collect();
-        let gaps = times.windows(2).map(|pair| (pair[1] - pair[0]).abs());
-        (Reverse(times.len()), gaps.max().unwrap_or_default())
-    })
-}
-
-/// Returns the cells of a column that are not missing.
-fn cells(csv: &CsvTable, column: usize) -> impl Iterator<Item = &str> {
-    csv.rows().map(move |row| row.cell(column)).filter(|cell| !csv.is_missing(cell))
-}
-
 /// Describes a duration in its largest whole unit.
-fn duration(time: TimeDelta) -> String {
+pub fn duration(time: TimeDelta) -> String {
     let seconds = time.num_milliseconds() as f64 / 1e3;
     let units = [(86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes"), (1.0, "seconds")];
     let (length, unit) =
@@ -316,99 +185,6 @@ fn duration(time: TimeDelta) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::csv_table::CsvOptions;
-    use crate::ui::output::causes;
-
-    /// Reads the time stamps of the first column of a table.
-    fn read(cells: &[&str]) -> Result<Option<TimeAxis>> {
-        let file = tempfile::NamedTempFile::new()?;
-        let rows = cells.iter().map(|cell| format!("\"{cell}\";1\n"));
-        std::fs::write(file.path(), format!("time;v\n{}", rows.collect::<String>()))?;
-        let options = CsvOptions { delimiter: Some(b';'), ..CsvOptions::default() };
-        TimeAxis::read(&CsvTable::read(file.path(), options)?, 0)
-    }
-
-    fn times(cells: &[&str]) -> Vec<String> {
-        let axis = read(cells).unwrap().expect("time stamps");
-        axis.times.iter().map(|time| time.format("%Y-%m-%d %H:%M:%S%.f").to_string()).collect()
-    }
-
-    fn error(cells: &[&str]) -> String {
-        causes(&read(cells).err().expect("an error"))
-    }
-
-    #[test]
-    fn the_usual_forms_are_read() {
-        for (cell, expected) in [
-            ("2024-03-04", "2024-03-04 00:00:00"),
-            ("2024/03/04 5:06", "2024-03-04 05:06:00"),
-            ("20240304", "2024-03-04 00:00:00"),
-            ("2024-03-04T05:06:07", "2024-03-04 05:06:07"),
-            ("2024-03-04 05:06:07.25", "2024-03-04 05:06:07.250"),
-            ("2024-03-04T05:06:07Z", "2024-03-04 05:06:07"),
-            ("2024-03-04 05:06 UTC", "2024-03-04 05:06:00"),
-            ("2024-03-04T05:06:07+01:00", "2024-03-04 04:06:07"),
-            ("2024-03-04T05:06:07-0330", "2024-03-04 08:36:07"),
-            ("2024-03-04 05:06:07+02", "2024-03-04 03:06:07"),
-            ("14.03.2024", "2024-03-14 00:00:00"),
-            ("14.03.24 07:30", "2024-03-14 07:30:00"),
-            ("14/03/2024", "2024-03-14 00:00:00"),
-            ("3/14/2024 1:30 PM", "2024-03-14 13:30:00"),
-            ("3/14/24", "2024-03-14 00:00:00"),
-            ("14-Mar-2024", "2024-03-14 00:00:00"),
-            ("2024-03", "2024-03-01 00:00:00"),
-            ("05:06", "1970-01-01 05:06:00"),
-            ("1700000000", "2023-11-14 22:13:20"),
-            ("1700000000123", "2023-11-14 22:13:20.123"),
-            ("1700000000123456", "2023-11-14 22:13:20.123456"),
-        ] {
-            assert_eq!(times(&[cell]), [expected], "{cell}");
-        }
-        for cell in ["12", "1.5", "2024-13-01", "2024", "abc", "", "25:00", "1-2-3", "31.02.2024"] {
-            assert!(read(&[cell]).unwrap().is_none(), "{cell}");
-        }
-    }
-
-    #[test]
-    fn days_and_months_are_told_apart_by_their_order() {
-        assert_eq!(times(&["30/03/2024", "31/03/2024", "01/04/2024"])[2], "2024-04-01 00:00:00");
-        assert_eq!(times(&["03/30/2024", "03/31/2024", "04/01/2024"])[2], "2024-04-01 00:00:00");
-        // Only the even spacing tells these apart.
-        assert_eq!(times(&["01/04/2024", "02/04/2024", "03/04/2024"])[2], "2024-04-03 00:00:00");
-        assert_eq!(times(&["04/01/2024", "04/02/2024", "04/03/2024"])[2], "2024-04-03 00:00:00");
-    }
-
-    #[test]
-    fn cells_that_are_no_time_stamps_are_named() {
-        let message = error(&["2024-01-01", "2024-01-02", "Total"]);
-        assert!(message.contains("line 4: `Total` in column `time` is no time stamp"), "{message}");
-        assert!(message.contains("YYYY-MM-DD"), "{message}");
-        let message = error(&["2024-01-01", "", "2024-01-03", "2024-01-04"]);
-        assert!(message.contains("line 3: column `time` has no time stamp"), "{message}");
-    }
-
-    #[test]
-    fn the_order_is_checked_to_the_second() {
-        let message = error(&["2024-01-01 02:00", "2024-01-01 01:00", "2024-01-01 03:00"]);
-        assert!(message.contains("line 3: `2024-01-01 01:00` comes after"), "{message}");
-        let message = error(&["05.04.2024", "04.04.2024", "03.04.2024"]);
-        assert!(message.contains("newest first; sort them oldest first"), "{message}");
-        // One hour is twice in the local time, not with offsets.
-        let summer = ["2024-10-27T02:30+02:00", "2024-10-27T02:00+01:00", "2024-10-27T02:30+01:00"];
-        assert_eq!(times(&summer).len(), 3);
-        // Times of day begin again each day.
-        assert_eq!(times(&["23:00", "00:00", "01:00"]).len(), 3);
-    }
-
-    #[test]
-    fn repeated_time_stamps_are_several_series_if_they_are_many() {
-        let message = error(&["2024-01-01", "2024-01-01", "2024-01-02", "2024-01-02"]);
-        assert!(message.contains("line 3: `2024-01-01` in column `time` repeats, as do 2 of 4"));
-        let mut hours: Vec<_> = (0..20).map(|hour| format!("2024-01-01 {hour:02}:00")).collect();
-        hours[5] = hours[4].clone();
-        let hours: Vec<_> = hours.iter().map(String::as_str).collect();
-        assert_eq!(times(&hours).len(), 20);
-    }
 
     #[test]
     fn durations_have_a_unit() {

@@ -318,8 +318,8 @@ fn bad_input_prints_one_error_line_and_writes_no_file() {
         ),
         (&["bench", "--device", "cpu", "--recompute"], &["--mode train"]),
         (&["info", "--device", "cpu,auto"], &["2 devices", "gru bench"]),
-        (&["bench", "--device", "cpu,cpu"], &["cpu is named twice"]),
-        (&["bench", "--device", "gpu,gpu:0"], &["gpu:0 is named twice"]),
+        (&["bench", "--device", "cpu,cpu"], &["--device names the device cpu twice"]),
+        (&["bench", "--device", "gpu,gpu:0"], &["--device names the device gpu:0 twice"]),
     ];
     for (arguments, words) in cases {
         assert_refused(directory.path(), arguments, words);

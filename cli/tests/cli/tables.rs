@@ -93,6 +93,16 @@ fn what_would_be_misread_is_refused() {
         ("dollars.csv", &series("date,sales", |day, value| format!("{day},${value:.1}"))),
         ("percent.csv", &series("date,sales", |day, value| format!("{day},{value:.1} %"))),
         ("either.csv", &series("date,sales", |day, _| format!("{day},\"1,234\""))),
+        // 600 beside 1.399: thousands, or decimals?
+        (
+            "points.csv",
+            &series("date;sales", |day, value| match value > 20.0 {
+                true => format!("{day};{:.3}", value / 10.0),
+                false => format!("{day};{value:.0}"),
+            }),
+        ),
+        ("euros.csv", &series("date,sales", |day, value| format!("{day},{value:.1} EUR"))),
+        ("minus.csv", &series("date,sales", |day, value| format!("{day},\u{2212}{value:.1}"))),
         ("latin.csv", "date,sales\n"),
     ]);
     let path = directory.path();
@@ -105,6 +115,9 @@ fn what_would_be_misread_is_refused() {
         ("dollars.csv", &["line 2: ", "has the sign `$`"]),
         ("percent.csv", &["line 2: ", "has the sign `%`"]),
         ("either.csv", &["line 2: `1,234` in column `sales`", "--decimal", "--thousands"]),
+        ("points.csv", &["in column `sales` may have a decimal point", "--thousands ."]),
+        ("euros.csv", &["line 2: ", "has the sign `EUR`"]),
+        ("minus.csv", &["line 2: ", "is written in a form that is not read", "-1234.5"]),
         ("latin.csv", &["line 1 is not UTF-8", "save the file as UTF-8"]),
     ] {
         assert_refused(path, &forecast(name), words);
@@ -196,4 +209,26 @@ fn a_run_without_a_checkpoint_is_replaced() {
     assert_refused(path, &train("train.csv", "classify", &[]), &words);
     assert_refused(path, &["train", "--resume", "run"], &["no checkpoint yet", "--force"]);
     succeeded(path, &train("train.csv", "classify", &["--force"]));
+}
+
+/// Two columns of time, a version and a duration beside the day: the axis is the one in order.
+#[test]
+fn the_time_axis_is_a_column_in_order() {
+    let text = series("build,updated,took,date,sales", |day, value| {
+        format!("1.2.3,2025-01-01,05:00,{day},{value:.1}")
+    });
+    let unknown = series("date,sales", |day, value| format!("{},{value:.1}", day.format("%j/%Y")));
+    let uneven = plain().replace("2024-04-03,", "2024-04-02 12:00,");
+    let directory =
+        folder_with(&[("axis.csv", &text), ("unknown.csv", &unknown), ("uneven.csv", &uneven)]);
+    let path = directory.path();
+    let (_, told) = succeeded(path, &forecast("axis.csv"));
+    assert!(!told.contains("no column has time stamps"), "{told}");
+    let (_, told) = succeeded(path, &forecast("unknown.csv"));
+    assert!(told.contains("no column has time stamps that are known"), "{told}");
+    let (_, told) = succeeded(path, &forecast("uneven.csv"));
+    assert!(
+        told.contains("other than the usual 1 day: 2 of 95, from 12 hours to 1.5 days"),
+        "{told}"
+    );
 }

@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::fingerprint::{canonical, check_fingerprint};
 use crate::data::series::{Series, SeriesSource};
+use crate::data::table_options::check_marks;
 use crate::data::windows::WindowSizes;
 use crate::rundir::config::{self, RunConfig};
 use crate::rundir::settings::{self, ResumableSettings, SettingsChange, TrainingSettings};
-use crate::ui::arguments::{ResetArg, at_least_one, check_marks};
+use crate::ui::arguments::{ResetArg, at_least_one};
 use crate::ui::training_options::ClipArg;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -16,12 +16,12 @@ use gru_wgpu::DeviceKind;
 use super::training_run::{self, RunTarget};
 use crate::data::fingerprint::{canonical, fingerprint};
 use crate::data::series::{Series, SeriesSource};
+use crate::data::table_options::TableArgs;
 use crate::data::windows::{WindowSizes, WindowSplit, Windows};
 use crate::rundir::checkpoints::{CheckpointInterval, interval};
 use crate::rundir::config::RunConfig;
 use crate::rundir::folder::RunDir;
 use crate::rundir::settings::{ResumeOverrides, TrainingSettings};
-use crate::ui::arguments::TableArgs;
 use crate::ui::output::check_directory;
 use crate::ui::outputs::OutputFiles;
 use config::{ForecastConfig, ForecastModelSettings, ForecastSettings, ForecastTask, ScaledColumn};
@@ -36,6 +36,8 @@ pub struct ForecastArgs {
     csv: Option<PathBuf>,
     #[command(flatten)]
     columns: SeriesColumnArgs,
+    #[command(flatten)]
+    table: TableArgs,
     #[command(flatten)]
     sizes: WindowSizes,
     #[command(flatten)]
@@ -66,8 +68,6 @@ struct SeriesColumnArgs {
     column: Option<String>,
     #[arg(long)]
     missing: Option<String>,
-    #[command(flatten)]
-    table: TableArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -141,8 +141,8 @@ fn read_again(folder: &RunDir, csv: Option<&Path>) -> Result<ForecastRun> {
 impl ForecastArgs {
     /// Starts a new run.
     fn start(&self, csv: &Path, is_kept: bool) -> Result<ForecastRun> {
-        let SeriesColumnArgs { column, missing, table } = &self.columns;
-        let options = table.options(missing.clone())?;
+        let SeriesColumnArgs { column, missing } = &self.columns;
+        let options = self.table.options(missing.clone())?;
         let series = Series::read(csv, column.as_deref(), options)?;
         let split = WindowSplit::new(&self.sizes, series.values().len())?;
         let WindowSizes { input, horizon, .. } = self.sizes;

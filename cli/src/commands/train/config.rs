@@ -9,13 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::features::{Feature, LabelColumns, Task};
 use crate::data::sequences::SequenceSource;
+use crate::data::table_options::check_marks;
 use crate::rundir::config::{self, RunConfig};
 use crate::rundir::settings::{
     self, ResumableSettings, ResumeOverrides, SettingsChange, TrainingSettings,
 };
-use crate::ui::arguments::{
-    DirectionArg, ResetArg, at_least_one, at_least_zero, check_marks, fraction_or_zero,
-};
+use crate::ui::arguments::{DirectionArg, ResetArg, at_least_one, at_least_zero, fraction_or_zero};
 use crate::ui::training_options::{ClipArg, ScheduleArg};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -18,10 +18,11 @@ use crate::data::features::{LabelColumns, Task};
 use crate::data::fingerprint::{canonical, fingerprint};
 use crate::data::sequences::{SequenceSource, SequenceSplit};
 use crate::data::table::SequenceTable;
+use crate::data::table_options::TableArgs;
 use crate::rundir::checkpoints::{CheckpointInterval, interval};
 use crate::rundir::config::RunConfig;
 use crate::rundir::folder::RunDir;
-use crate::ui::arguments::{TableArgs, fraction};
+use crate::ui::arguments::fraction;
 use crate::ui::output::quote;
 use config::{SequenceModelSettings, TrainConfig, TrainOverrides, TrainSettings};
 use report::Format;
@@ -36,6 +37,8 @@ pub struct TrainArgs {
     csv: Option<PathBuf>,
     #[command(flatten)]
     columns: SequenceColumnArgs,
+    #[command(flatten)]
+    table: TableArgs,
     #[arg(long, conflicts_with = "holdout")]
     valid: Option<PathBuf>,
     #[command(flatten)]
@@ -77,8 +80,6 @@ struct SequenceColumnArgs {
     categorical: Option<String>,
     #[arg(long, value_delimiter = ',')]
     missing: Vec<String>,
-    #[command(flatten)]
-    table: TableArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -150,7 +151,7 @@ impl TrainArgs {
         let SequenceColumnArgs { task, holdout, sequence, label, features, categorical, .. } =
             given;
         let task = task.context("expected a --task")?; // clap has asked for it
-        let options = given.table.options(given.missing.clone())?;
+        let options = self.table.options(given.missing.clone())?;
         let train = SequenceTable::read(csv, options, sequence.as_deref())?;
         let (label, features) = train.choose(label.as_deref(), features.as_deref())?;
         let categorical = categorical.as_deref().map(|names| train.find_all(names));

@@ -1,0 +1,306 @@
+//! [`TimeAxis`]: a column of time stamps. Their form is judged over the column's cells.
+
+use std::cmp::Reverse;
+
+use anyhow::{Result, bail};
+use chrono::{Datelike, NaiveDateTime, NaiveTime, TimeDelta};
+
+use crate::data::csv_table::CsvTable;
+use crate::data::timestamps::{TimeFormat, duration};
+use crate::ui::output::{log, quote};
+
+/// The times of a table's rows, in ascending order.
+pub struct TimeAxis {
+    pub times: Vec<NaiveDateTime>,
+    is_time_of_day: bool,
+}
+
+/// A fraction of the rows that are not the first at their time, above which a file is taken for one
+/// of several series.
+const MAX_REPEATED: f64 = 0.1;
+
+impl TimeAxis {
+    /// Finds the time axis among `columns`: the first whose time stamps are in order. Logs a note if
+    /// there is none.
+    ///
+    /// # Errors
+    /// Those of [`Self::read`] for the first column of days, if no column is in order.
+    pub fn find(csv: &CsvTable, columns: &[usize]) -> Result<Option<Self>> {
+        let mut refused = None;
+        for &column in columns {
+            match Self::read(csv, column) {
+                Ok(Some(axis)) => return Ok(Some(axis)),
+                Ok(None) => {}
+                // Times of day may be durations.
+                Err(_) if format_of(csv, column) == Some(TimeFormat::Time) => {}
+                Err(error) => _ = refused.get_or_insert(error),
+            }
+        }
+        if refused.is_none() && !columns.is_empty() {
+            log(format_args!(
+                "note: no column has time stamps that are known; the rows are taken in the file's order"
+            ));
+        }
+        refused.map_or(Ok(None), Err)
+    }
+
+    /// Returns true if most of the first cells of a column are time stamps.
+    pub fn is_in(csv: &CsvTable, column: usize) -> bool {
+        !formats_of(csv, column).is_empty()
+    }
+
+    /// Reads the time stamps of a column. Returns `None` if it holds none.
+    ///
+    /// # Errors
+    /// If a cell is no time stamp in the format of the others, or if rows are not in ascending
+    /// order, or if so many time stamps repeat that the file must hold several series.
+    pub fn read(csv: &CsvTable, column: usize) -> Result<Option<Self>> {
+        let Some(format) = format_of(csv, column) else { return Ok(None) };
+        let name = quote(&csv.names[column]);
+        let mut times = Vec::with_capacity(csv.rows().len());
+        for row in csv.rows() {
+            match (row.cell(column), format.parse(row.cell(column))) {
+                (_, Some(time)) => times.push(time),
+                ("", None) => bail!(
+                    "line {}: column {name} has no time stamp; expected one in every row, like the others \
+                     in the format {}",
+                    row.line,
+                    format.shown()
+                ),
+                (cell, None) => bail!(
+                    "line {}: {} in column {name} is no time stamp; expected {} as in other rows; remove the \
+                     row if it is not an observation",
+                    row.line,
+                    quote(cell),
+                    format.shown()
+                ),
+            }
+        }
+        let axis = Self { times, is_time_of_day: format == TimeFormat::Time };
+        axis.check_order(csv, column)?;
+        axis.log_gaps(&name);
+        Ok(Some(axis))
+    }
+
+    fn check_order(&self, csv: &CsvTable, column: usize) -> Result<()> {
+        let pairs = || (1..).zip(self.times.windows(2));
+        let cell = |row: usize| quote(csv.row(row).cell(column));
+        let name = quote(&csv.names[column]);
+        // A new day begins at midnight.
+        let is_back = |pair: &[NaiveDateTime]| pair[1] < pair[0] && !self.is_time_of_day;
+        if let Some((row, _)) = pairs().find(|(_, pair)| is_back(pair)) {
+            let sorted = match self.times.is_sorted_by_key(Reverse) {
+                true => "the rows are sorted newest first; sort them oldest first",
+                false => {
+                    "expected rows sorted by time, oldest first (when summer time ends, local times repeat: write \
+                     them in UTC or with their offset)"
+                }
+            };
+            bail!(
+                "line {}: {} comes after {} in column {name}; {sorted}",
+                csv.row(row).line,
+                cell(row),
+                cell(row - 1)
+            );
+        }
+        let repeated: Vec<_> =
+            pairs().filter(|(_, pair)| pair[0] == pair[1]).map(|(row, _)| row).collect();
+        let Some(&first) = repeated.first() else { return Ok(()) };
+        let (line, cell) = (csv.row(first).line, cell(first));
+        if repeated.len() as f64 > MAX_REPEATED * self.times.len() as f64 {
+            bail!(
+                "line {line}: {cell} in column {name} repeats, as do {} of {} time stamps; expected one row a \
+                 time: a file of several series has to be split into one file a series",
+                repeated.len(),
+                self.times.len()
+            );
+        }
+        log(format_args!(
+            "note: rows of column {name} with the time stamp of the row before: {}, the first is {cell} in line \
+             {line}; the rows are treated as evenly spaced",
+            repeated.len()
+        ));
+        Ok(())
+    }
+
+    fn log_gaps(&self, name: &str) {
+        let mut gaps: Vec<_> = self
+            .times
+            .windows(2)
+            .map(|pair| pair[1] - pair[0])
+            .filter(|gap| *gap > TimeDelta::zero())
+            .collect();
+        gaps.sort_unstable();
+        let Some(&usual) = gaps.get(gaps.len() / 2) else { return };
+        let is_odd = |&&gap: &&TimeDelta| gap * 4 > usual * 5 || gap * 5 < usual * 4;
+        let odd = gaps.iter().filter(is_odd).count();
+        if odd > 0 {
+            log(format_args!(
+                "note: steps in column {name} other than the usual {}: {odd} of {}, from {} to {}; the rows are treated \
+                 as evenly spaced",
+                duration(usual),
+                gaps.len(),
+                duration(gaps[0]),
+                duration(gaps[gaps.len() - 1])
+            ));
+        }
+    }
+
+    /// Returns the times as fractional years, or `None` for times of day.
+    pub fn years(&self) -> Option<Vec<f64>> {
+        let year = |time: &NaiveDateTime| {
+            let seconds = (time.time() - NaiveTime::MIN).num_seconds() as f64;
+            f64::from(time.year()) + (f64::from(time.ordinal0()) + seconds / 86_400.0) / 365.25
+        };
+        (!self.is_time_of_day).then(|| self.times.iter().map(year).collect())
+    }
+}
+
+/// The rows from whose cells the formats of a column are judged.
+const JUDGED: usize = 100;
+
+/// Returns the formats that read the most of a column's first cells, if they read more than half.
+fn formats_of(csv: &CsvTable, column: usize) -> Vec<TimeFormat> {
+    // Only a name tells the seconds since 1970 from other large numbers.
+    let name = csv.names[column].to_lowercase();
+    let is_named =
+        ["time", "date", "stamp", "epoch", "unix"].iter().any(|word| name.contains(word))
+            || ["ts", "t"].contains(&&*name);
+    let is_possible = |format: &TimeFormat| is_named || !matches!(format, TimeFormat::Epoch(_));
+    let first: Vec<_> = cells(csv, column).take(JUDGED).collect();
+    let count =
+        |format: TimeFormat| first.iter().filter(|cell| format.parse(cell).is_some()).count();
+    let counts: Vec<_> =
+        TimeFormat::all().filter(is_possible).map(|format| (format, count(format))).collect();
+    let most = counts.iter().map(|&(_, count)| count).max().unwrap_or(0);
+    let best = counts.iter().filter(|&&(_, count)| count == most && 2 * most > first.len());
+    best.map(|&(format, _)| format).collect()
+}
+
+/// Returns the format of a column's time stamps.
+fn format_of(csv: &CsvTable, column: usize) -> Option<TimeFormat> {
+    let formats = formats_of(csv, column);
+    if formats.len() < 2 {
+        return formats.first().copied();
+    }
+    // 03/04/2024 may be in March or in April: later rows, or their order, tell.
+    formats.into_iter().min_by_key(|format| {
+        let times: Vec<_> = cells(csv, column).filter_map(|cell| format.parse(cell)).collect();
+        let gaps = times.windows(2).map(|pair| (pair[1] - pair[0]).abs());
+        (Reverse(times.len()), gaps.max().unwrap_or_default())
+    })
+}
+
+/// Returns the cells of a column that are not missing.
+fn cells(csv: &CsvTable, column: usize) -> impl Iterator<Item = &str> {
+    csv.rows().map(move |row| row.cell(column)).filter(|cell| !csv.is_missing(cell))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::csv_table::CsvOptions;
+    use crate::ui::output::causes;
+
+    /// Reads the time stamps of the first column of a table.
+    fn read(cells: &[&str]) -> Result<Option<TimeAxis>> {
+        let file = tempfile::NamedTempFile::new()?;
+        let rows = cells.iter().map(|cell| format!("\"{cell}\";1\n"));
+        std::fs::write(file.path(), format!("time;v\n{}", rows.collect::<String>()))?;
+        let options = CsvOptions { delimiter: Some(b';'), ..CsvOptions::default() };
+        TimeAxis::read(&CsvTable::read(file.path(), options)?, 0)
+    }
+
+    fn times(cells: &[&str]) -> Vec<String> {
+        let axis = read(cells).unwrap().expect("time stamps");
+        axis.times.iter().map(|time| time.format("%Y-%m-%d %H:%M:%S%.f").to_string()).collect()
+    }
+
+    fn error(cells: &[&str]) -> String {
+        causes(&read(cells).err().expect("an error"))
+    }
+
+    #[test]
+    fn the_usual_forms_are_read() {
+        for (cell, expected) in [
+            ("2024-03-04", "2024-03-04 00:00:00"),
+            ("2024/03/04 5:06", "2024-03-04 05:06:00"),
+            ("20240304", "2024-03-04 00:00:00"),
+            ("2024-03-04T05:06:07", "2024-03-04 05:06:07"),
+            ("2024-03-04 05:06:07.25", "2024-03-04 05:06:07.250"),
+            ("2024-03-04T05:06:07Z", "2024-03-04 05:06:07"),
+            ("2024-03-04 05:06 UTC", "2024-03-04 05:06:00"),
+            ("2024-03-04T05:06:07+01:00", "2024-03-04 04:06:07"),
+            ("2024-03-04T05:06:07-0330", "2024-03-04 08:36:07"),
+            ("2024-03-04 05:06:07+02", "2024-03-04 03:06:07"),
+            ("14.03.2024", "2024-03-14 00:00:00"),
+            ("14.03.24 07:30", "2024-03-14 07:30:00"),
+            ("14/03/2024", "2024-03-14 00:00:00"),
+            ("3/14/2024 1:30 PM", "2024-03-14 13:30:00"),
+            ("3/14/24", "2024-03-14 00:00:00"),
+            ("14-Mar-2024", "2024-03-14 00:00:00"),
+            ("01-OCT-2024", "2024-10-01 00:00:00"),
+            ("14-03-24", "2024-03-14 00:00:00"),
+            ("2024.03.14", "2024-03-14 00:00:00"),
+            ("14 March 2024 5:06", "2024-03-14 05:06:00"),
+            ("Mar 14 2024", "2024-03-14 00:00:00"),
+            ("Oct 14, 2024", "2024-10-14 00:00:00"),
+            ("20240314T050607", "2024-03-14 05:06:07"),
+            ("2024-03-14 05:06:07,25", "2024-03-14 05:06:07.250"),
+            ("14/03/2024 3:00 p.m.", "2024-03-14 15:00:00"),
+            ("2024-03", "2024-03-01 00:00:00"),
+            ("05:06", "1970-01-01 05:06:00"),
+            ("1700000000", "2023-11-14 22:13:20"),
+            ("1700000000123", "2023-11-14 22:13:20.123"),
+            ("1700000000123456", "2023-11-14 22:13:20.123456"),
+        ] {
+            assert_eq!(times(&[cell]), [expected], "{cell}");
+        }
+        for cell in
+            ["12", "1.5", "2024-13-01", "2024", "abc", "", "25:00", "1-2-3", "1.2.3", "31.02.2024"]
+        {
+            assert!(read(&[cell]).unwrap().is_none(), "{cell}");
+        }
+    }
+
+    #[test]
+    fn days_and_months_are_told_apart_by_their_order() {
+        assert_eq!(times(&["30/03/2024", "31/03/2024", "01/04/2024"])[2], "2024-04-01 00:00:00");
+        assert_eq!(times(&["03/30/2024", "03/31/2024", "04/01/2024"])[2], "2024-04-01 00:00:00");
+        // Only the even spacing tells these apart.
+        assert_eq!(times(&["01/04/2024", "02/04/2024", "03/04/2024"])[2], "2024-04-03 00:00:00");
+        assert_eq!(times(&["04/01/2024", "04/02/2024", "04/03/2024"])[2], "2024-04-03 00:00:00");
+    }
+
+    #[test]
+    fn cells_that_are_no_time_stamps_are_named() {
+        let message = error(&["2024-01-01", "2024-01-02", "Total"]);
+        assert!(message.contains("line 4: `Total` in column `time` is no time stamp"), "{message}");
+        assert!(message.contains("YYYY-MM-DD"), "{message}");
+        let message = error(&["2024-01-01", "", "2024-01-03", "2024-01-04"]);
+        assert!(message.contains("line 3: column `time` has no time stamp"), "{message}");
+    }
+
+    #[test]
+    fn the_order_is_checked_to_the_second() {
+        let message = error(&["2024-01-01 02:00", "2024-01-01 01:00", "2024-01-01 03:00"]);
+        assert!(message.contains("line 3: `2024-01-01 01:00` comes after"), "{message}");
+        let message = error(&["05.04.2024", "04.04.2024", "03.04.2024"]);
+        assert!(message.contains("newest first; sort them oldest first"), "{message}");
+        // One hour is twice in the local time, not with offsets.
+        let summer = ["2024-10-27T02:30+02:00", "2024-10-27T02:00+01:00", "2024-10-27T02:30+01:00"];
+        assert_eq!(times(&summer).len(), 3);
+        // Times of day begin again each day.
+        assert_eq!(times(&["23:00", "00:00", "01:00"]).len(), 3);
+    }
+
+    #[test]
+    fn repeated_time_stamps_are_several_series_if_they_are_many() {
+        let message = error(&["2024-01-01", "2024-01-01", "2024-01-02", "2024-01-02"]);
+        assert!(message.contains("line 3: `2024-01-01` in column `time` repeats, as do 2 of 4"));
+        let mut hours: Vec<_> = (0..20).map(|hour| format!("2024-01-01 {hour:02}:00")).collect();
+        hours[5] = hours[4].clone();
+        let hours: Vec<_> = hours.iter().map(String::as_str).collect();
+        assert_eq!(times(&hours).len(), 20);
+    }
+}
