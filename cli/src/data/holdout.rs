@@ -7,6 +7,7 @@ use rand::{SeedableRng, rngs::ChaCha8Rng};
 
 use crate::data::features::{LabelColumns, Task};
 use crate::data::table::SequenceTable;
+use crate::data::time_axis::TimeAxis;
 
 /// A fraction of a table's sequences to hold out, and the seed that draws them.
 pub struct HoldOut {
@@ -27,6 +28,19 @@ impl HoldOut {
             table.shown
         );
         Ok(self.draw(&mut [(0..count).collect()], &[self.size(count).clamp(1, count - 1)]))
+    }
+
+    /// Takes the sequences that start last. Returns `None` if all start at the same time.
+    pub fn latest(&self, table: &SequenceTable, axis: &TimeAxis) -> Option<HoldOutSplit> {
+        let count = table.sequences.len();
+        let start = |at: usize| axis.times[table.sequences[at].start];
+        let mut order: Vec<_> = (0..count).collect();
+        order.sort_by_key(|&at| start(at));
+        let is_one = count < 2 || start(order[0]) == start(order[count - 1]);
+        let mut held_out = order.split_off(count - self.size(count).clamp(1, count.max(2) - 1));
+        order.sort_unstable();
+        held_out.sort_unstable();
+        (!is_one).then_some((order, held_out))
     }
 
     /// Draws the same fraction of each class, up to rounding. At least one sequence of each class

@@ -24,6 +24,10 @@ pub struct SequenceSource {
     /// Fraction of the sequences to hold out. `None` with a validation file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holdout: Option<f64>,
+    /// The column with the time stamps by which the latest sequences are held out. `None` if they
+    /// are drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
     pub delimiter: char,
     #[serde(default = "point")]
     pub decimal: char,
@@ -109,9 +113,15 @@ impl SequenceSplit {
         }
         let fraction = source.holdout.unwrap_or_default();
         let holdout = HoldOut { fraction, seed };
-        let (rest, held_out) = match task {
-            Task::Classify => holdout.by_class(&train, columns)?,
-            Task::Label => holdout.of_all(&train)?,
+        let axis = match &source.time {
+            Some(column) => train.time_axis(Some(column))?,
+            None => None,
+        };
+        let latest = axis.and_then(|(_, axis)| holdout.latest(&train, &axis));
+        let (rest, held_out) = match (latest, task) {
+            (Some(split), _) => split,
+            (None, Task::Classify) => holdout.by_class(&train, columns)?,
+            (None, Task::Label) => holdout.of_all(&train)?,
         };
         let of = |order: &[usize]| order.iter().map(|&at| train.sequences[at].clone()).collect();
         let (train_sequences, valid_sequences) = (of(&rest), of(&held_out));

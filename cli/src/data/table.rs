@@ -11,6 +11,7 @@ use ndarray::Array2;
 
 use crate::data::csv_table::{CsvOptions, CsvRow, CsvTable};
 use crate::data::features::{Feature, Task};
+use crate::data::time_axis::TimeAxis;
 use crate::ui::output::{log, quote, quote_path};
 
 /// The advice in error messages about cells that cannot become model inputs.
@@ -84,7 +85,7 @@ impl SequenceTable {
     }
 
     /// Returns the label column and the feature columns. By default the label is the last column,
-    /// and the features are all others except the sequence column.
+    /// and the features are all others except the sequence column and columns of time stamps.
     pub fn choose(
         &self,
         label: Option<&str>,
@@ -94,7 +95,19 @@ impl SequenceTable {
         let label = label.map_or(Ok(count - 1), |name| self.find(name))?;
         let features: Vec<_> = match features {
             Some(names) => self.find_all(names)?,
-            None => (0..count).filter(|&c| c != self.sequence && c != label).collect(),
+            None => {
+                let others = (0..count).filter(|&c| c != self.sequence && c != label);
+                let (times, others): (Vec<_>, Vec<_>) =
+                    others.partition(|&column| TimeAxis::is_in(&self.csv, column));
+                for column in times {
+                    log(format_args!(
+                        "{}: column {} has time stamps and is no input; --features makes it one",
+                        self.shown,
+                        quote(&self.csv.names[column])
+                    ));
+                }
+                others
+            }
         };
         let listed = || {
             format!(
@@ -120,6 +133,26 @@ impl SequenceTable {
             listed()
         );
         Ok((label, features))
+    }
+
+    /// Returns the column with the time stamps of the rows: the one named `time`, or by default the
+    /// first column of time stamps; `None` if there is none or `time` is `none`.
+    ///
+    /// # Errors
+    /// If the rows of a sequence are not in the order of time.
+    pub fn time_axis(&self, time: Option<&str>) -> Result<Option<(usize, TimeAxis)>> {
+        let column = match time {
+            Some("none") => None,
+            Some(name) => Some(self.find(name)?),
+            None => {
+                let mut all = (0..self.csv.names.len()).filter(|&column| column != self.sequence);
+                all.find(|&column| TimeAxis::is_in(&self.csv, column))
+            }
+        };
+        let Some(column) = column else { return Ok(None) };
+        let axis = TimeAxis::of_sequences(&self.csv, column, &self.sequences);
+        let axis = axis.with_context(|| self.shown.clone())?;
+        Ok(axis.map(|axis| (column, axis)))
     }
 
     /// Returns the name of a sequence.

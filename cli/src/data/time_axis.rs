@@ -1,8 +1,9 @@
 //! [`TimeAxis`]: a column of time stamps. Their form is judged over the column's cells.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use chrono::{Datelike, NaiveDateTime, NaiveTime, TimeDelta};
 
 use crate::data::csv_table::CsvTable;
@@ -55,6 +56,18 @@ impl TimeAxis {
     /// If a cell is no time stamp in the format of the others, or if rows are not in ascending
     /// order, or if so many time stamps repeat that the file must hold several series.
     pub fn read(csv: &CsvTable, column: usize) -> Result<Option<Self>> {
+        let Some(axis) = Self::unordered(csv, column)? else { return Ok(None) };
+        axis.check_order(csv, column)?;
+        axis.log_gaps(&quote(&csv.names[column]));
+        Ok(Some(axis))
+    }
+
+    /// Reads the time stamps of a column whose rows may have any order. Returns `None` if it holds
+    /// none.
+    ///
+    /// # Errors
+    /// If a cell is no time stamp in the format of the others.
+    fn unordered(csv: &CsvTable, column: usize) -> Result<Option<Self>> {
         let Some(format) = format_of(csv, column) else { return Ok(None) };
         let name = quote(&csv.names[column]);
         let mut times = Vec::with_capacity(csv.rows().len());
@@ -76,9 +89,36 @@ impl TimeAxis {
                 ),
             }
         }
-        let axis = Self { times, is_time_of_day: format == TimeFormat::Time };
-        axis.check_order(csv, column)?;
-        axis.log_gaps(&name);
+        Ok(Some(Self { times, is_time_of_day: format == TimeFormat::Time }))
+    }
+
+    /// Reads the column with the time stamps of a table's sequences, whose rows it must order.
+    /// Returns `None` if it has times of day only.
+    ///
+    /// # Errors
+    /// If the column has no time stamps, or those of a sequence are not in ascending order.
+    pub fn of_sequences(
+        csv: &CsvTable,
+        column: usize,
+        sequences: &[Range<usize>],
+    ) -> Result<Option<Self>> {
+        let name = quote(&csv.names[column]);
+        let axis = Self::unordered(csv, column)?;
+        let axis = axis.with_context(|| format!("column {name} has no time stamps"))?;
+        if axis.is_time_of_day {
+            return Ok(None);
+        }
+        let rows = sequences.iter().flat_map(|rows| rows.start + 1..rows.end);
+        for row in rows {
+            ensure!(
+                axis.times[row - 1] <= axis.times[row],
+                "line {}: {} comes after {} in column {name}; expected the rows of a sequence in the order of time, \
+                 or --time none",
+                csv.row(row).line,
+                quote(csv.row(row).cell(column)),
+                quote(csv.row(row - 1).cell(column))
+            );
+        }
         Ok(Some(axis))
     }
 

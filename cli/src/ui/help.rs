@@ -50,6 +50,8 @@ static OPTIONS: &[(&str, &[OptionHelp])] = &[
 ("Data", &[
 option("task", "classify|label", "Predict a class per sequence, or per row").more("Rows without a label count in neither the loss nor the accuracy."),
 option("sequence", "COLUMN", "Column with the sequence's name [default: the first]").rare().more("A column's name, or its number from 1: 3 or #3."),
+option("time", "COLUMN|none", "Column with time stamps: the latest sequences are held out").rare().more("Default: the first column of time stamps. none: the held-out sequences are drawn. The rows of a sequence \
+         must be in the order of time."),
 option("label", "COLUMN", "Column with the labels [default: the last]").more("An empty cell is no label. NA, null and none are classes like any other."),
 option("features", "COLUMN,…", "Input columns [default: all others]"),
 option("categorical", "COLUMN,…", "Columns to treat as categories, not as numbers").rare().more("Default: the columns in which most cells are not numbers. Name the label's column here if its \

@@ -232,3 +232,69 @@ fn the_time_axis_is_a_column_in_order() {
         "{told}"
     );
 }
+
+/// Returns the sequences of [`table`] with the day of each row. Later sequences start later, but
+/// the file has them in another order.
+fn dated() -> String {
+    let text = table(0..40);
+    let first = chrono::NaiveDate::from_ymd_opt(2024, 1, 1).unwrap();
+    let mut blocks: Vec<Vec<String>> = vec![Vec::new(); 40];
+    for line in text.lines().skip(1) {
+        let (id, rest) = line.split_once(',').unwrap();
+        let sequence: usize = id[1..].parse().unwrap();
+        let block = &mut blocks[sequence];
+        let day = first + chrono::Days::new((10 * sequence + block.len()) as u64);
+        block.push(format!("{id},{day},{rest}\n"));
+    }
+    let order = (0..40).map(|i| 7 * i % 40);
+    let rows: String =
+        order.flat_map(|sequence| blocks[sequence].concat().into_bytes()).map(char::from).collect();
+    format!("id,day,level,sign,class\n{rows}")
+}
+
+#[test]
+fn the_latest_sequences_are_held_out_where_rows_have_time_stamps() {
+    let text = dated();
+    let swapped = text.replacen("s7,2024-03-11", "s7,2024-03-30", 1);
+    assert_ne!(text, swapped);
+    let directory = folder_with(&[("train.csv", &text), ("swapped.csv", &swapped)]);
+    let path = directory.path();
+    let config = || std::fs::read_to_string(path.join("run/config.toml")).unwrap();
+    let (_, told) = succeeded(path, &train("train.csv", "classify", &[]));
+    assert!(told.contains("column `day` has time stamps and is no input"), "{told}");
+    assert!(told.contains("start last, by column `day`, are held out"), "{told}");
+    assert!(config().contains("time = \"day\"") && !config().contains("column = \"day\""));
+    // Trained without the four latest sequences, with any seed.
+    let latest = ["s36,", "s37,", "s38,", "s39,"];
+    let early: String = text
+        .lines()
+        .filter(|line| !latest.iter().any(|id| line.starts_with(id)))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    std::fs::write(path.join("early.csv"), early).unwrap();
+    std::fs::write(
+        path.join("late.csv"),
+        text.lines()
+            .filter(|line| line.starts_with("id") || latest.iter().any(|id| line.starts_with(id)))
+            .map(|line| format!("{line}\n"))
+            .collect::<String>(),
+    )
+    .unwrap();
+    let model = |more: &[&str]| {
+        succeeded(
+            path,
+            &train(more[0], "classify", &[&["--force", "--seed", "3"], &more[1..]].concat()),
+        );
+        std::fs::read(path.join("run/model.safetensors")).unwrap()
+    };
+    assert_eq!(model(&["train.csv"]), model(&["early.csv", "--valid", "late.csv"]));
+    assert_ne!(model(&["train.csv"]), model(&["train.csv", "--time", "none"]));
+    assert!(!config().contains("time ="));
+
+    let words =
+        ["swapped.csv", "in column `day`; expected the rows of a sequence in the order of time"];
+    assert_refused(path, &train("swapped.csv", "classify", &["--force"]), &words);
+    succeeded(path, &train("swapped.csv", "classify", &["--force", "--time", "none"]));
+    let words = ["column `level` has no time stamps"];
+    assert_refused(path, &train("train.csv", "classify", &["--force", "--time", "level"]), &words);
+}

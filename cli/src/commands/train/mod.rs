@@ -16,6 +16,7 @@ use gru_wgpu::DeviceKind;
 use super::training_run::{self, RunTarget};
 use crate::data::features::{LabelColumns, Task};
 use crate::data::fingerprint::{canonical, fingerprint};
+use crate::data::holdout::HoldOut;
 use crate::data::sequences::{SequenceSource, SequenceSplit};
 use crate::data::table::SequenceTable;
 use crate::data::table_options::TableArgs;
@@ -23,7 +24,7 @@ use crate::rundir::checkpoints::{CheckpointInterval, interval};
 use crate::rundir::config::RunConfig;
 use crate::rundir::folder::RunDir;
 use crate::ui::arguments::fraction;
-use crate::ui::output::quote;
+use crate::ui::output::{log, quote};
 use config::{SequenceModelSettings, TrainConfig, TrainOverrides, TrainSettings};
 use report::Format;
 use sequences::SequenceRun;
@@ -72,6 +73,8 @@ struct SequenceColumnArgs {
     holdout: f64,
     #[arg(long)]
     sequence: Option<String>,
+    #[arg(long, conflicts_with = "valid")]
+    time: Option<String>,
     #[arg(long)]
     label: Option<String>,
     #[arg(long)]
@@ -145,6 +148,25 @@ fn read_again(folder: &RunDir, csv: Option<&Path>, valid: Option<&Path>) -> Resu
 }
 
 impl TrainArgs {
+    /// Returns the column by whose time stamps the latest sequences are held out, and logs it.
+    fn held_out_by(&self, train: &SequenceTable) -> Result<Option<String>> {
+        if self.valid.is_some() {
+            return Ok(None);
+        }
+        let SequenceColumnArgs { time, holdout, .. } = &self.columns;
+        let Some((column, axis)) = train.time_axis(time.as_deref())? else { return Ok(None) };
+        let holdout = HoldOut { fraction: *holdout, seed: 0 };
+        if holdout.latest(train, &axis).is_none() {
+            return Ok(None);
+        }
+        let column = train.csv.column_key(column);
+        log(format_args!(
+            "the sequences that start last, by column {}, are held out; --time none draws them",
+            quote(&column)
+        ));
+        Ok(Some(column))
+    }
+
     /// Starts a new run.
     fn start(&self, csv: &Path) -> Result<SequenceRun> {
         let Self { columns: given, valid, .. } = self;
@@ -154,6 +176,7 @@ impl TrainArgs {
         let options = self.table.options(given.missing.clone())?;
         let train = SequenceTable::read(csv, options, sequence.as_deref())?;
         let (label, features) = train.choose(label.as_deref(), features.as_deref())?;
+        let time = self.held_out_by(&train)?;
         let categorical = categorical.as_deref().map(|names| train.find_all(names));
         let categorical = categorical.transpose()?.unwrap_or_default();
         let name = |column: usize| train.csv.column_key(column);
@@ -171,6 +194,7 @@ impl TrainArgs {
             train: canonical(csv)?,
             valid: valid.as_deref().map(canonical).transpose()?,
             holdout: valid.is_none().then_some(*holdout),
+            time,
             delimiter: char::from(train.csv.delimiter),
             decimal: train.csv.numbers.decimal,
             thousands: train.csv.numbers.thousands,

@@ -76,6 +76,7 @@ impl TrainingRun for SequenceRun {
     fn data_note(&self) -> String {
         let SequenceSource {
             holdout,
+            time,
             delimiter,
             decimal,
             thousands,
@@ -89,7 +90,7 @@ impl TrainingRun for SequenceRun {
             words => format!(" missing={words:?}"),
         };
         format!(
-            "{fingerprint} holdout={holdout:?} delimiter={delimiter:?} decimal={decimal:?} \
+            "{fingerprint} holdout={holdout:?} time={time:?} delimiter={delimiter:?} decimal={decimal:?} \
              thousands={thousands:?} header={header}{missing}"
         )
     }
