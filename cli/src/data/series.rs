@@ -1,8 +1,9 @@
-//! [`Series`]: numeric columns of a CSV file as evenly spaced time series.
+//! [`SeriesTable`]: numeric columns of a CSV file as evenly spaced time series.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::data::csv_table::{CsvOptions, CsvTable, printable};
@@ -18,6 +19,11 @@ const ADVICE: &str = "if the value is missing, leave the cell empty or pass its 
 #[serde(deny_unknown_fields)]
 pub struct SeriesSource {
     pub csv: PathBuf,
+    /// Keys of the input columns. The first is the target.
+    pub columns: Vec<String>,
+    /// The key of the column that names the series of each row, if there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub series: Option<String>,
     pub delimiter: char,
     #[serde(default = "point")]
     pub decimal: char,
@@ -44,68 +50,129 @@ impl SeriesSource {
     }
 }
 
-/// Evenly spaced numeric columns. The first is the target, the others are more inputs.
-pub struct Series {
-    /// Names of the columns, the target first.
+/// The series of a file.
+pub struct SeriesTable {
+    /// Names of the columns that are read, the target first.
     pub names: Vec<String>,
     /// Keys that find the columns again: names, or numbers if a name is not unique.
     pub keys: Vec<String>,
+    /// The key of the column that names the series of each row. `None` if the file has one series.
+    pub series_column: Option<String>,
     /// How the file is read.
     pub delimiter: char,
     pub numbers: NumberFormat,
     pub has_header: bool,
+    /// The series, at least one, in the order in which they begin.
+    pub series: Vec<Series>,
+}
+
+/// Evenly spaced numeric columns. The first is the target, the others are more inputs.
+pub struct Series {
+    /// The series' name in its column. `None` if the file has one series.
+    pub label: Option<String>,
     /// Values of each column, all of the same length. Missing values are interpolated.
     pub columns: Vec<Vec<f64>>,
     /// Number of missing values.
     pub filled: usize,
-    /// Date of each row as a fractional year, if a column holds dates.
+    /// Time of each row as a fractional year, if a column holds days.
     pub years: Option<Vec<f64>>,
 }
 
-impl Series {
+impl SeriesTable {
     /// Reads columns of a CSV file. `columns` lists names or numbers from 1, separated by commas,
-    /// the target first. `None` selects the last numeric column.
-    pub fn read(path: &Path, columns: Option<&str>, options: CsvOptions) -> Result<Self> {
-        Self::read_columns(path, options, |csv| match columns {
+    /// the target first. `None` selects the last numeric column. `series` is the column that names
+    /// the series of each row.
+    pub fn read(
+        path: &Path,
+        columns: Option<&str>,
+        series: Option<&str>,
+        options: CsvOptions,
+    ) -> Result<Self> {
+        Self::read_columns(path, series, options, |csv, series| match columns {
             Some(words) => csv.find_all(words),
-            None => Ok(vec![last_numeric(csv)?]),
+            None => Ok(vec![last_numeric(csv, series)?]),
         })
     }
 
-    /// Reads the columns that `choose` returns, the target first.
+    /// Reads the columns that `choose` returns, the target first. It is called with the index of the
+    /// column `series`.
     pub fn read_columns(
         path: &Path,
+        series: Option<&str>,
         options: CsvOptions,
-        choose: impl FnOnce(&CsvTable) -> Result<Vec<usize>>,
+        choose: impl FnOnce(&CsvTable, Option<usize>) -> Result<Vec<usize>>,
     ) -> Result<Self> {
         let csv = CsvTable::read(path, options)?;
-        let chosen = choose(&csv)?;
-        let (mut columns, mut filled) = (Vec::new(), 0);
-        for &column in &chosen {
-            let cells = csv.rows().map(|row| csv.number(row, column, ADVICE));
-            let values: Result<Vec<_>> = cells.collect();
-            let values = values.with_context(|| quote_path(path))?;
-            filled += values.iter().filter(|value| value.is_none()).count();
-            let name = quote(&csv.names[column]);
-            let Some(whole) = interpolate(&values) else {
-                bail!("column {name} of {} holds no number", quote_path(path));
-            };
-            columns.push(whole);
-        }
-        let others: Vec<_> =
-            (0..csv.names.len()).filter(|column| !chosen.contains(column)).collect();
-        let axis = TimeAxis::find(&csv, &others).with_context(|| quote_path(path))?;
-        let years = axis.and_then(|axis| axis.years());
+        let shown = || quote_path(path);
+        let column = series.map(|name| csv.find(name)).transpose().with_context(shown)?;
+        let chosen = choose(&csv, column)?;
+        let is_chosen = column.is_some_and(|column| chosen.contains(&column));
+        ensure!(!is_chosen, "{}: --column and --series name the same column", shown());
+        let groups = match column {
+            Some(column) => groups(&csv, column).with_context(shown)?,
+            None => vec![(None, (0..csv.rows().len()).collect())],
+        };
+        let others: Vec<_> = (0..csv.names.len())
+            .filter(|other| !chosen.contains(other) && Some(*other) != column)
+            .collect();
+        let read = |(label, rows): (Option<String>, Vec<usize>)| {
+            let whose = label.as_ref().map(|label| format!("series {}", quote(label)));
+            let series = Series::read(&csv, &chosen, &others, label, &rows);
+            match whose {
+                Some(whose) => series.context(whose),
+                None => series,
+            }
+        };
+        let series = groups.into_iter().map(read).collect::<Result<_>>().with_context(shown)?;
         let names = chosen.iter().map(|&column| csv.names[column].clone()).collect();
         let keys = chosen.iter().map(|&column| csv.column_key(column)).collect();
+        let series_column = column.map(|column| csv.column_key(column));
         let CsvTable { delimiter, numbers, has_header, .. } = csv;
         let delimiter = char::from(delimiter);
-        Ok(Self { names, keys, delimiter, numbers, has_header, columns, filled, years })
+        Ok(Self { names, keys, series_column, delimiter, numbers, has_header, series })
     }
 
     /// Returns the name of the target column.
     pub fn name(&self) -> String {
         printable(&self.names[0])
+    }
+
+    /// Returns the name of the target column, with the series' name if there are several.
+    pub fn title(&self, series: &Series) -> String {
+        match &series.label {
+            Some(label) => format!("{}, {}", self.name(), printable(label)),
+            None => self.name(),
+        }
+    }
+}
+
+impl Series {
+    /// Reads the columns `chosen` of some rows, and their times from one of `others`.
+    fn read(
+        csv: &CsvTable,
+        chosen: &[usize],
+        others: &[usize],
+        label: Option<String>,
+        rows: &[usize],
+    ) -> Result<Self> {
+        let (mut columns, mut filled) = (Vec::new(), 0);
+        for &column in chosen {
+            let cells = rows.iter().map(|&row| csv.number(csv.row(row), column, ADVICE));
+            let values = cells.collect::<Result<Vec<_>>>()?;
+            filled += values.iter().filter(|value| value.is_none()).count();
+            let name = quote(&csv.names[column]);
+            let Some(whole) = interpolate(&values) else {
+                bail!("column {name} holds no number");
+            };
+            columns.push(whole);
+        }
+        let axis = TimeAxis::find(csv, others, rows)?;
+        Ok(Self { label, columns, filled, years: axis.and_then(|axis| axis.years()) })
+    }
+
+    /// Returns the series' name, quoted, for messages: ` of series \`A\``, or nothing.
+    pub fn of_series(&self) -> String {
+        self.label.as_ref().map_or_else(String::new, |label| format!(" of series {}", quote(label)))
     }
 
     /// Returns the values of the target column.
@@ -124,8 +191,30 @@ impl Series {
     }
 }
 
-fn last_numeric(csv: &CsvTable) -> Result<usize> {
-    let mut columns = (0..csv.names.len()).rev();
+/// Returns the name and the rows of each series, in the order in which they begin.
+fn groups(csv: &CsvTable, column: usize) -> Result<Vec<(Option<String>, Vec<usize>)>> {
+    let mut groups: Vec<(Option<String>, Vec<usize>)> = Vec::new();
+    let mut indices = HashMap::new();
+    for (at, row) in csv.rows().enumerate() {
+        let name = row.cell(column);
+        ensure!(
+            !name.is_empty(),
+            "line {}: the series column {} is empty",
+            row.line,
+            quote(&csv.names[column])
+        );
+        let index = *indices.entry(name).or_insert_with(|| {
+            groups.push((Some(name.to_owned()), Vec::new()));
+            groups.len() - 1
+        });
+        groups[index].1.push(at);
+    }
+    Ok(groups)
+}
+
+/// Returns the last numeric column other than `except`.
+fn last_numeric(csv: &CsvTable, except: Option<usize>) -> Result<usize> {
+    let mut columns = (0..csv.names.len()).rev().filter(|&column| Some(column) != except);
     let found = columns.find(|&column| csv.is_numeric(column) && !TimeAxis::is_in(csv, column));
     found.with_context(|| {
         format!(
@@ -156,14 +245,28 @@ fn interpolate(values: &[Option<f64>]) -> Option<Vec<f64>> {
 mod tests {
     use super::*;
 
-    fn read(text: &str, column: Option<&str>) -> Result<Series> {
+    /// A table with one series.
+    struct One(SeriesTable);
+
+    impl std::ops::Deref for One {
+        type Target = Series;
+
+        fn deref(&self) -> &Series {
+            &self.0.series[0]
+        }
+    }
+
+    impl One {
+        fn name(&self) -> String {
+            self.0.name()
+        }
+    }
+
+    fn read(text: &str, column: Option<&str>) -> Result<One> {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), text)?;
-        Series::read(
-            file.path(),
-            column,
-            CsvOptions { missing: vec!["-99".to_owned()], ..CsvOptions::default() },
-        )
+        let options = CsvOptions { missing: vec!["-99".to_owned()], ..CsvOptions::default() };
+        SeriesTable::read(file.path(), column, None, options).map(One)
     }
 
     fn error(text: &str, column: Option<&str>) -> String {
@@ -272,8 +375,8 @@ mod tests {
     fn a_column_of_dates_is_not_the_default_and_need_not_be_an_axis() {
         let series = read("v,date\n1,20200101\n2,20200102\n", None).unwrap();
         assert_eq!((&*series.name(), series.values()), ("v", &[1.0, 2.0][..]));
-        let years = read("t,v\n2020-01-01T00:00,1\n2020-01-01T12:00,2\n", None).unwrap().years;
-        let years = years.unwrap();
+        let series = read("t,v\n2020-01-01T00:00,1\n2020-01-01T12:00,2\n", None).unwrap();
+        let years = series.years.as_ref().unwrap();
         assert!((years[1] - years[0] - 0.5 / 365.25).abs() < 1e-9, "{years:?}");
     }
 
@@ -313,7 +416,8 @@ mod tests {
             std::fs::write(file.path(), &bytes).unwrap();
             let Ok(csv) = CsvTable::read(file.path(), CsvOptions::default()) else { continue };
             let all: Vec<_> = (0..csv.names.len()).collect();
-            _ = TimeAxis::find(&csv, &all).map(|axis| axis.map(|axis| axis.years()));
+            let rows: Vec<_> = (0..csv.rows().len()).collect();
+            _ = TimeAxis::find(&csv, &all, &rows).map(|axis| axis.map(|axis| axis.years()));
             for column in all {
                 csv.rows().for_each(|row| _ = csv.number(row, column, ""));
                 _ = csv.is_mostly_numeric(column);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use anyhow::{Context, Result, bail, ensure};
 use chrono::{Datelike, NaiveDateTime, NaiveTime, TimeDelta};
 
-use crate::data::csv_table::CsvTable;
+use crate::data::csv_table::{CsvRow, CsvTable};
 use crate::data::timestamps::{TimeFormat, duration};
 use crate::ui::output::{log, quote};
 
@@ -21,15 +21,15 @@ pub struct TimeAxis {
 const MAX_REPEATED: f64 = 0.1;
 
 impl TimeAxis {
-    /// Finds the time axis among `columns`: the first whose time stamps are in order. Logs a note if
-    /// there is none.
+    /// Finds the time axis of some rows among `columns`: the first whose time stamps are in order.
+    /// Logs a note if there is none.
     ///
     /// # Errors
     /// Those of [`Self::read`] for the first column of days, if no column is in order.
-    pub fn find(csv: &CsvTable, columns: &[usize]) -> Result<Option<Self>> {
+    pub fn find(csv: &CsvTable, columns: &[usize], rows: &[usize]) -> Result<Option<Self>> {
         let mut refused = None;
         for &column in columns {
-            match Self::read(csv, column) {
+            match Self::read(csv, column, rows) {
                 Ok(Some(axis)) => return Ok(Some(axis)),
                 Ok(None) => {}
                 // Times of day may be durations.
@@ -50,14 +50,15 @@ impl TimeAxis {
         !formats_of(csv, column).is_empty()
     }
 
-    /// Reads the time stamps of a column. Returns `None` if it holds none.
+    /// Reads the time stamps of a column in some rows. Returns `None` if it holds none.
     ///
     /// # Errors
     /// If a cell is no time stamp in the format of the others, or if rows are not in ascending
     /// order, or if so many time stamps repeat that the file must hold several series.
-    pub fn read(csv: &CsvTable, column: usize) -> Result<Option<Self>> {
-        let Some(axis) = Self::unordered(csv, column)? else { return Ok(None) };
-        axis.check_order(csv, column)?;
+    pub fn read(csv: &CsvTable, column: usize, rows: &[usize]) -> Result<Option<Self>> {
+        let all = rows.iter().map(|&row| csv.row(row));
+        let Some(axis) = Self::unordered(csv, column, all)? else { return Ok(None) };
+        axis.check_order(&csv.names[column], column, |at| csv.row(rows[at]))?;
         axis.log_gaps(&quote(&csv.names[column]));
         Ok(Some(axis))
     }
@@ -67,11 +68,15 @@ impl TimeAxis {
     ///
     /// # Errors
     /// If a cell is no time stamp in the format of the others.
-    fn unordered(csv: &CsvTable, column: usize) -> Result<Option<Self>> {
+    fn unordered<'a>(
+        csv: &CsvTable,
+        column: usize,
+        rows: impl ExactSizeIterator<Item = CsvRow<'a>>,
+    ) -> Result<Option<Self>> {
         let Some(format) = format_of(csv, column) else { return Ok(None) };
         let name = quote(&csv.names[column]);
-        let mut times = Vec::with_capacity(csv.rows().len());
-        for row in csv.rows() {
+        let mut times = Vec::with_capacity(rows.len());
+        for row in rows {
             match (row.cell(column), format.parse(row.cell(column))) {
                 (_, Some(time)) => times.push(time),
                 ("", None) => bail!(
@@ -103,7 +108,7 @@ impl TimeAxis {
         sequences: &[Range<usize>],
     ) -> Result<Option<Self>> {
         let name = quote(&csv.names[column]);
-        let axis = Self::unordered(csv, column)?;
+        let axis = Self::unordered(csv, column, csv.rows())?;
         let axis = axis.with_context(|| format!("column {name} has no time stamps"))?;
         if axis.is_time_of_day {
             return Ok(None);
@@ -122,10 +127,16 @@ impl TimeAxis {
         Ok(Some(axis))
     }
 
-    fn check_order(&self, csv: &CsvTable, column: usize) -> Result<()> {
+    /// Checks the order of the rows that `row` returns.
+    fn check_order<'a>(
+        &self,
+        name: &str,
+        column: usize,
+        row_at: impl Fn(usize) -> CsvRow<'a>,
+    ) -> Result<()> {
         let pairs = || (1..).zip(self.times.windows(2));
-        let cell = |row: usize| quote(csv.row(row).cell(column));
-        let name = quote(&csv.names[column]);
+        let cell = |row: usize| quote(row_at(row).cell(column));
+        let name = quote(name);
         // A new day begins at midnight.
         let is_back = |pair: &[NaiveDateTime]| pair[1] < pair[0] && !self.is_time_of_day;
         if let Some((row, _)) = pairs().find(|(_, pair)| is_back(pair)) {
@@ -138,7 +149,7 @@ impl TimeAxis {
             };
             bail!(
                 "line {}: {} comes after {} in column {name}; {sorted}",
-                csv.row(row).line,
+                row_at(row).line,
                 cell(row),
                 cell(row - 1)
             );
@@ -146,11 +157,11 @@ impl TimeAxis {
         let repeated: Vec<_> =
             pairs().filter(|(_, pair)| pair[0] == pair[1]).map(|(row, _)| row).collect();
         let Some(&first) = repeated.first() else { return Ok(()) };
-        let (line, cell) = (csv.row(first).line, cell(first));
+        let (line, cell) = (row_at(first).line, cell(first));
         if repeated.len() as f64 > MAX_REPEATED * self.times.len() as f64 {
             bail!(
                 "line {line}: {cell} in column {name} repeats, as do {} of {} time stamps; expected one row a \
-                 time: a file of several series has to be split into one file a series",
+                 time; if a column names several series, pass it to --series",
                 repeated.len(),
                 self.times.len()
             );
@@ -248,7 +259,8 @@ mod tests {
         let rows = cells.iter().map(|cell| format!("\"{cell}\";1\n"));
         std::fs::write(file.path(), format!("time;v\n{}", rows.collect::<String>()))?;
         let options = CsvOptions { delimiter: Some(b';'), ..CsvOptions::default() };
-        TimeAxis::read(&CsvTable::read(file.path(), options)?, 0)
+        let csv = CsvTable::read(file.path(), options)?;
+        TimeAxis::read(&csv, 0, &(0..csv.rows().len()).collect::<Vec<_>>())
     }
 
     fn times(cells: &[&str]) -> Vec<String> {

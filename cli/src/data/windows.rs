@@ -104,12 +104,6 @@ impl<'a> Windows<'a> {
         })
     }
 
-    /// Returns the targets `[B, horizon]`, relative to each window's last value and scaled.
-    pub fn targets(&self, origins: &[usize]) -> Array2<f32> {
-        let shape = (origins.len(), self.horizon);
-        Array2::from_shape_fn(shape, |(b, k)| self.relative(0, origins[b], origins[b] + k))
-    }
-
     fn relative(&self, column: usize, origin: usize, row: usize) -> f32 {
         let values = &self.columns[column];
         ((values[row] - values[origin - 1]) / self.scales[column]) as f32
@@ -165,11 +159,30 @@ impl<'a> Windows<'a> {
     }
 }
 
-/// Windows of a series as a data set. Batches are built on demand: a list of examples would take
-/// the series' memory once for each row of a window.
+/// A window of one of several series.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Origin {
+    /// Index of the series.
+    pub series: usize,
+    /// The row of the first target.
+    pub row: usize,
+}
+
+/// Windows of one or several series as a data set. Batches are built on demand: a list of examples
+/// would take the series' memory once for each row of a window.
 pub struct WindowSet<'a> {
-    pub windows: Windows<'a>,
-    pub origins: &'a [usize],
+    /// The windows of each series, all of the same sizes.
+    pub windows: Vec<Windows<'a>>,
+    pub origins: &'a [Origin],
+}
+
+impl WindowSet<'_> {
+    /// Returns the sizes of all windows: inputs, targets, columns.
+    fn sizes(&self) -> [usize; 3] {
+        self.windows
+            .first()
+            .map_or([0; 3], |first| [first.input, first.horizon, first.columns.len()])
+    }
 }
 
 impl Dataset for WindowSet<'_> {
@@ -178,20 +191,31 @@ impl Dataset for WindowSet<'_> {
     }
 
     fn steps(&self, _: usize) -> usize {
-        self.windows.input
+        let [input, ..] = self.sizes();
+        input
     }
 
     fn batch(&self, examples: &[usize]) -> gru_wgpu::Result<TrainingBatch> {
-        let origins: Vec<_> = examples.iter().map(|&index| self.origins[index]).collect();
-        Ok(TrainingBatch::new(self.windows.inputs(&origins), self.windows.targets(&origins)))
+        let [input, horizon, columns] = self.sizes();
+        let x = Array3::from_shape_fn((input, examples.len(), columns), |(t, b, i)| {
+            let Origin { series, row } = self.origins[examples[b]];
+            self.windows[series].relative(i, row, row - input + t)
+        });
+        let targets = Array2::from_shape_fn((examples.len(), horizon), |(b, k)| {
+            let Origin { series, row } = self.origins[examples[b]];
+            self.windows[series].relative(0, row, row + k)
+        });
+        Ok(TrainingBatch::new(x, targets))
     }
 
     fn fingerprint(&self) -> DataFingerprint {
-        let Windows { columns, input, horizon, scales } = &self.windows;
-        let sizes = [columns.len(), *input, *horizon].map(|size| size as u64);
-        let origins = self.origins.iter().map(|&origin| origin as u64);
-        let numbers = columns.iter().flatten().chain(scales).map(|number| number.to_bits());
-        DataFingerprint::of_numbers(self.len(), sizes.into_iter().chain(origins).chain(numbers))
+        let sizes = self.sizes().into_iter().chain([self.windows.len()]);
+        let origins = self.origins.iter().flat_map(|origin| [origin.series, origin.row]);
+        let sizes = sizes.chain(origins).map(|size| size as u64);
+        let numbers = self.windows.iter().flat_map(|Windows { columns, scales, .. }| {
+            columns.iter().flatten().chain(scales).map(|number| number.to_bits())
+        });
+        DataFingerprint::of_numbers(self.len(), sizes.chain(numbers))
     }
 }
 
@@ -227,7 +251,7 @@ mod tests {
 
     use gru_wgpu::{
         Device, Event, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Optimizer, Order,
-        ParamLayout, Params, StopReason, Trainer, TrainerConfig,
+        ParamLayout, Params, StopReason, TargetArray, Trainer, TrainerConfig,
     };
 
     use super::*;
@@ -246,9 +270,9 @@ mod tests {
     #[test]
     fn training_lowers_the_loss_updates_gru_and_head_and_resumes_from_any_event() {
         let columns = [(0..200).map(|i| (f64::from(i) * 0.7).sin()).collect()];
-        let origins: Vec<usize> = origins(12, 3, 0, 200).collect();
+        let origins: Vec<_> = origins(12, 3, 0, 200).map(|row| Origin { series: 0, row }).collect();
         let set = |origins| WindowSet {
-            windows: Windows::new(&columns, 200, 12, 3).expect("a wave"),
+            windows: vec![Windows::new(&columns, 200, 12, 3).expect("a wave")],
             origins,
         };
         let (train, valid) = (set(&origins), set(&[]));
@@ -292,9 +316,10 @@ mod tests {
     fn different_windows_have_different_fingerprints() {
         let columns = [vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0]];
         let other = [vec![1.0, 2.0, 4.0, 8.0, 16.0, 33.0]];
-        let of = |columns, origins, input, scale| {
-            let windows = Windows::scaled(columns, input, 1, vec![scale]);
-            WindowSet { windows, origins }.fingerprint()
+        let of = |columns, rows: &[usize], input, scale| {
+            let windows = vec![Windows::scaled(columns, input, 1, vec![scale])];
+            let origins: Vec<_> = rows.iter().map(|&row| Origin { series: 0, row }).collect();
+            WindowSet { windows, origins: &origins }.fingerprint()
         };
         let same = of(&columns, &[3, 4], 2, 1.0);
         assert_eq!((same, same.count), (of(&columns, &[3, 4], 2, 1.0), 2));
@@ -332,7 +357,17 @@ mod tests {
         assert_eq!((x.dim(), x[[3, 0, 0]], x[[3, 1, 0]]), ((4, 2, 2), 0.0, 0.0));
         // Each column has its own scale.
         assert_eq!(x[[0, 1, 0]], -x[[0, 1, 1]]);
-        let y = windows.targets(&[17]);
-        assert!((windows.absolute(17, y[[0, 2]]) - 19.0).abs() < 1e-6);
+        let y = windows.relative(0, 17, 19);
+        assert!((windows.absolute(17, y) - 19.0).abs() < 1e-6);
+        // A batch has windows of several series.
+        let steeper = [slope(3.0), slope(1.0)];
+        let windows = vec![windows, Windows::scaled(&steeper, 4, 3, vec![1.0, 2.0])];
+        let origins = [(0, 4), (1, 9), (0, 17)].map(|(series, row)| Origin { series, row });
+        let batch = WindowSet { windows, origins: &origins }.batch(&[2, 1, 0]).expect("known");
+        assert_eq!(batch.x.index_axis(Axis(1), 2), x.index_axis(Axis(1), 0));
+        assert_eq!(batch.x.index_axis(Axis(1), 0), x.index_axis(Axis(1), 1));
+        assert_eq!([0, 1].map(|i| batch.x[[0, 1, i]]), [-9.0, -1.5]);
+        let TargetArray::Values(targets) = batch.targets else { panic!("not values") };
+        assert_eq!(targets.slice(ndarray::s![1, ..]).to_vec(), [3.0, 6.0, 9.0]);
     }
 }

@@ -57,6 +57,7 @@ option("features", "COLUMN,…", "Input columns [default: all others]"),
 option("categorical", "COLUMN,…", "Columns to treat as categories, not as numbers").rare().more("Default: the columns in which most cells are not numbers. Name the label's column here if its \
          numbers are classes."),
 option("column", "NAME[,NAME…]", "Column to forecast [default: the last numeric one]").more("Further columns are additional inputs. A column's name, or its number from 1."),
+option("series", "COLUMN", "Column that names the series of each row").rare().more("One model learns all series, each scaled by itself; the end of each is held out."),
 option("valid", "CSV", "Validation file [default: hold out a tenth]"),
 option("holdout", "FRACTION", "Fraction of the data to hold out for validation").rare().more("train: of the sequences, from each class if sequences are classified. forecast: the end of the \
          series."),

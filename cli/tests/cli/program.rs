@@ -152,9 +152,10 @@ fn a_forecast_run_prints_the_same_and_predict_reads_its_folder() {
     }
     // The scale is the run's own, not the file's.
     let config = text(&read("config.toml"));
-    let scale = config.lines().find(|line| line.starts_with("scale = ")).unwrap();
-    let twice: f64 = 2.0 * scale["scale = ".len()..].parse::<f64>().unwrap();
-    std::fs::write(run.join("config.toml"), config.replacen(scale, &format!("scale = {twice}"), 1))
+    let scale = config.lines().find(|line| line.starts_with("scales = ")).unwrap();
+    let number = scale.trim_start_matches("scales = [").split([',', ']']).next().unwrap();
+    let twice: f64 = 2.0 * number.parse::<f64>().unwrap();
+    std::fs::write(run.join("config.toml"), config.replacen(number, &twice.to_string(), 1))
         .unwrap();
     assert!(predicted(csv).iter().zip(&same).all(|(a, b)| a != b));
 }
@@ -237,7 +238,11 @@ fn a_forecast_run_folder_is_not_overwritten_or_mixed_up() {
     assert_refused(path, &forecast(csv, &kept), &["`it` already holds a run", "--force"]);
     succeeded(&directory, &forecast(csv, &[&kept[..], &["--force"]].concat()));
     for (file, content, word) in [
-        ("short.csv", "value\n1\n2\n", "has 2 rows, and the model forecasts from the last 16"),
+        (
+            "short.csv",
+            "value\n1\n2\n",
+            "short.csv`: 2 rows are too few: the model forecasts from the last 16",
+        ),
         ("others.csv", "a,b\n1,2\n", "there is no column `value`"),
     ] {
         std::fs::write(path.join(file), content).unwrap();
@@ -266,7 +271,8 @@ fn a_forecast_run_folder_is_not_overwritten_or_mixed_up() {
         ("hidden = 7", "hidden = \"7\"", "config.toml`, line"),
         ("input = 16", "input = 0", "a size of 0"),
         ("holdout = 0.2", "holdout = 1.5", "not between 0 and 1"),
-        ("scale = ", "scale = -", "not a finite number above 0"),
+        ("scales = [", "scales = [-", "not a finite number above 0"),
+        ("scales = [", "scales = [1.0, ", "[[series]] does not match data.columns"),
         ("epochs = 3", "epochs = 0", "the number of epochs"),
         ("delimiter = \",\"", "delimiter = \"λ\"", "data.delimiter: expected one of"),
         ("learning_rate = 0.01", "learning_rate = nan", "learning rate"),
@@ -362,8 +368,8 @@ fn forecasts_that_are_not_finite_are_reported() {
     std::fs::remove_file(path.join("p.csv")).unwrap();
 
     let config = std::fs::read_to_string(path.join("it/config.toml")).unwrap();
-    let scale = config.lines().find(|line| line.starts_with("scale = ")).unwrap();
-    std::fs::write(path.join("it/config.toml"), config.replacen(scale, "scale = 1e300", 1))
+    let scale = config.lines().find(|line| line.starts_with("scales = ")).unwrap();
+    std::fs::write(path.join("it/config.toml"), config.replacen(scale, "scales = [1e300]", 1))
         .unwrap();
     assert_refused(path, &arguments, &["the forecasts are not finite"]);
     assert!(!path.join("p.csv").exists());

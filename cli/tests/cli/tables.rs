@@ -298,3 +298,57 @@ fn the_latest_sequences_are_held_out_where_rows_have_time_stamps() {
     let words = ["column `level` has no time stamps"];
     assert_refused(path, &train("train.csv", "classify", &["--force", "--time", "level"]), &words);
 }
+
+/// One model learns all series; each is scaled by itself, so a series a hundred times as large has a
+/// hundred times the forecasts and errors.
+#[test]
+fn several_series_are_forecast_each_in_its_own_unit() {
+    let stores = series("date,store,sales", |day, value| {
+        let value = (10.0 * value).round() / 10.0;
+        format!("{day},A,{value:.1}\n{day},B,{:.1}", 100.0 * value)
+    });
+    let mut blocks: Vec<_> = stores.lines().skip(1).collect();
+    blocks.sort_by_key(|line| line.split(',').nth(1).unwrap().to_owned());
+    let blocks = format!("date,store,sales\n{}\n", blocks.join("\n"));
+    let directory = folder_with(&[
+        ("stores.csv", &stores),
+        ("blocks.csv", &blocks),
+        ("short.csv", &format!("{stores}2024-07-06,C,5\n")),
+        ("empty.csv", &stores.replacen(",B,", ",,", 1)),
+        ("new.csv", &stores.replace(",B,", ",C,")),
+    ]);
+    let path = directory.path();
+    let with =
+        |csv, more: &[&'static str]| [&forecast(csv)[..], &["--series", "store"], more].concat();
+    let (report, told) = succeeded(path, &with("stores.csv", &["--run", "it"]));
+    assert!(told.contains("2 series by `store`, column `sales`, 192 rows"), "{told}");
+    let row = |name: &str| -> Vec<f64> {
+        let line = report.lines().find(|line| line.contains(name)).unwrap();
+        line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+    };
+    let (a, b) = (row("`A`"), row("`B`"));
+    assert_eq!((a[0], b[0]), (14.0, 14.0), "{report}");
+    assert!((b[1] / a[1] - 100.0).abs() < 0.2, "{report}");
+    assert!(report.contains(" of 2 series"), "{report}");
+    // The order of the rows does not matter, and a run resumes.
+    let (other, _) = succeeded(path, &with("blocks.csv", &[]));
+    assert_eq!(other, report);
+    succeeded(path, &["forecast", "--resume", "it", "--epochs", "2", "--device", "cpu"]);
+
+    let predict = |csv| succeeded(path, &["predict", "it", csv, "--device", "cpu"]).0;
+    let lines: Vec<_> = predict("stores.csv").lines().map(str::to_owned).collect();
+    assert_eq!((&*lines[0], lines.len()), ("store,ahead,predicted", 13));
+    let value = |line: usize| lines[line].rsplit(',').next().unwrap().parse::<f64>().unwrap();
+    assert!(lines[1].starts_with("A,1,") && lines[7].starts_with("B,1,"), "{lines:?}");
+    assert!((value(7) / value(1) - 100.0).abs() < 1e-3, "{lines:?}");
+    assert_eq!(predict("blocks.csv").lines().collect::<Vec<_>>(), lines);
+
+    assert_refused(path, &with("short.csv", &[]), &["series `C`: 1 rows are too few"]);
+    assert_refused(path, &with("empty.csv", &[]), &["line 3: the series column `store` is empty"]);
+    let words = ["--column and --series name the same column"];
+    assert_refused(path, &with("stores.csv", &["--column", "store"]), &words);
+    let words = ["the run knows no series `C`; it was trained on `A`, `B`"];
+    assert_refused(path, &["predict", "it", "new.csv", "--device", "cpu"], &words);
+    // Without --series the message names it.
+    assert_refused(path, &forecast("stores.csv"), &["several series, pass it to --series"]);
+}

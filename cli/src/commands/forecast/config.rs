@@ -2,19 +2,20 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use gru_wgpu::{
     Clip, Head, LearnerConfig, Loss, Optimizer, Order, ParamLayout, Schedule, TrainerConfig,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::data::fingerprint::{canonical, check_fingerprint};
-use crate::data::series::{Series, SeriesSource};
+use crate::data::series::{Series, SeriesSource, SeriesTable};
 use crate::data::table_options::check_marks;
-use crate::data::windows::WindowSizes;
+use crate::data::windows::{WindowSizes, Windows};
 use crate::rundir::config::{self, RunConfig};
 use crate::rundir::settings::{self, ResumableSettings, SettingsChange, TrainingSettings};
 use crate::ui::arguments::{ResetArg, at_least_one};
+use crate::ui::output::{quote, some_of};
 use crate::ui::training_options::ClipArg;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,8 +26,7 @@ pub struct ForecastConfig {
     pub task: ForecastTask,
     pub data: SeriesSource,
     pub windows: WindowSizes,
-    /// The model's inputs; the first is the series itself.
-    pub columns: Vec<ScaledColumn>,
+    pub series: Vec<SeriesScales>,
     pub model: ForecastModelSettings,
     pub training: ForecastSettings,
     /// Earlier settings of a run that was resumed with others, the oldest first.
@@ -41,14 +41,15 @@ pub enum ForecastTask {
     Forecast,
 }
 
-/// An input column.
+/// How the model sees a series.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ScaledColumn {
-    /// The column's name, or its number.
-    pub name: String,
-    /// The change that the model sees as 1.
-    pub scale: f64,
+pub struct SeriesScales {
+    /// The series' name. `None` if the file has one series.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The change that the model sees as 1, for each column.
+    pub scales: Vec<f64>,
 }
 
 /// The model's settings, except those that follow from the data.
@@ -92,8 +93,8 @@ impl RunConfig for ForecastConfig {
         ("[data]", "The file of the series."),
         ("[windows]", "The sizes of a window, in rows. season is only for the baselines."),
         (
-            "[[columns]]",
-            "An input column. A value becomes (value - the window's last value) / scale. The first is forecast.",
+            "[[series]]",
+            "A series. A value of a column becomes (value - the window's last value) / scale.",
         ),
         ("[model]", "A GRU (reset = \"after\": PyTorch's) with a linear head on its last state."),
         ("[training]", "The training settings. Adam minimizes the mean squared error."),
@@ -104,10 +105,20 @@ impl RunConfig for ForecastConfig {
         let WindowSizes { input, horizon, season, holdout } = self.windows;
         ensure!(input.min(horizon).min(season) > 0, "[windows] has a size of 0");
         ensure!(holdout > 0.0 && holdout < 1.0, "holdout is not between 0 and 1");
-        ensure!(!self.columns.is_empty(), "there are no [[columns]]");
-        for ScaledColumn { name, scale } in &self.columns {
-            let is_sound = scale.is_finite() && *scale > 0.0;
-            ensure!(is_sound, "the scale of column {name} is not a finite number above 0");
+        let columns = self.data.columns.len();
+        ensure!(columns > 0, "data.columns is empty");
+        ensure!(!self.series.is_empty(), "there are no [[series]]");
+        let is_named = self.data.series.is_some();
+        for SeriesScales { name, scales } in &self.series {
+            ensure!(
+                scales.len() == columns && name.is_some() == is_named,
+                "[[series]] does not match data.columns and data.series"
+            );
+            let is_sound = |scale: &f64| scale.is_finite() && *scale > 0.0;
+            ensure!(
+                scales.iter().all(is_sound),
+                "a scale in [[series]] is not a finite number above 0"
+            );
         }
         check_marks(self.data.delimiter, self.data.numbers())?;
         self.training.trainer_config().validate()?;
@@ -118,31 +129,42 @@ impl RunConfig for ForecastConfig {
 
 impl ForecastConfig {
     /// Reads the series that the run was started with, from where it is or has moved to.
-    pub fn read_again(&mut self, moved: Option<&Path>) -> Result<Series> {
+    pub fn read_again(&mut self, moved: Option<&Path>) -> Result<SeriesTable> {
         if let Some(csv) = moved {
             self.data.csv = canonical(csv)?;
         }
         let SeriesSource { csv, fingerprint, .. } = &self.data;
         check_fingerprint([Some(csv), None], fingerprint)?;
-        self.series(csv)
+        self.table(csv)
     }
 
     /// Reads the run's columns from a file.
-    pub fn series(&self, csv: &Path) -> Result<Series> {
-        let names: Vec<_> = self.columns.iter().map(|column| &column.name).collect();
-        Series::read_columns(csv, self.data.options(), |csv| {
-            names.iter().map(|name| csv.find(name)).collect()
+    pub fn table(&self, csv: &Path) -> Result<SeriesTable> {
+        let SeriesSource { columns, series, .. } = &self.data;
+        SeriesTable::read_columns(csv, series.as_deref(), self.data.options(), |csv, _| {
+            columns.iter().map(|name| csv.find(name)).collect()
         })
     }
 
-    pub fn scales(&self) -> Vec<f64> {
-        self.columns.iter().map(|column| column.scale).collect()
+    /// Returns the windows of a series, whose scales the run knows by the series' name.
+    pub fn windows<'a>(&self, series: &'a Series) -> Result<Windows<'a>> {
+        let WindowSizes { input, horizon, .. } = self.windows;
+        let known = self.series.iter().find(|known| known.name == series.label);
+        let known = known.with_context(|| {
+            let names = self.series.iter().map(|known| known.name.as_deref().unwrap_or_default());
+            format!(
+                "the run knows no series {}; it was trained on {}",
+                quote(series.label.as_deref().unwrap_or_default()),
+                some_of(names.map(quote))
+            )
+        })?;
+        Ok(Windows::scaled(&series.columns, input, horizon, known.scales.clone()))
     }
 
     /// Returns the layout of the parameters. The head predicts all targets of a window from the
     /// last state.
     pub fn layout(&self) -> Result<ParamLayout> {
-        let gru = self.model.reset.config(self.columns.len(), self.model.hidden);
+        let gru = self.model.reset.config(self.data.columns.len(), self.model.hidden);
         Ok(ParamLayout::with_head(&gru, Head::last(self.windows.horizon))?)
     }
 }

@@ -15,17 +15,17 @@ use gru_wgpu::DeviceKind;
 
 use super::training_run::{self, RunTarget};
 use crate::data::fingerprint::{canonical, fingerprint};
-use crate::data::series::{Series, SeriesSource};
+use crate::data::series::{SeriesSource, SeriesTable};
 use crate::data::table_options::TableArgs;
-use crate::data::windows::{WindowSizes, WindowSplit, Windows};
+use crate::data::windows::{WindowSizes, Windows};
 use crate::rundir::checkpoints::{CheckpointInterval, interval};
 use crate::rundir::config::RunConfig;
 use crate::rundir::folder::RunDir;
 use crate::rundir::settings::{ResumeOverrides, TrainingSettings};
 use crate::ui::output::check_directory;
 use crate::ui::outputs::OutputFiles;
-use config::{ForecastConfig, ForecastModelSettings, ForecastSettings, ForecastTask, ScaledColumn};
-use series::ForecastRun;
+use config::{ForecastConfig, ForecastModelSettings, ForecastSettings, ForecastTask, SeriesScales};
+use series::{ForecastRun, split};
 
 /// Train a model that forecasts a series from a CSV file, and compare it with baselines.
 #[derive(clap::Args, Debug)]
@@ -67,6 +67,8 @@ struct SeriesColumnArgs {
     #[arg(long)]
     column: Option<String>,
     #[arg(long)]
+    series: Option<String>,
+    #[arg(long)]
     missing: Option<String>,
 }
 
@@ -74,6 +76,7 @@ const EXAMPLES: &str = "\
 Examples:
   gru forecast data/mauna_loa_co2_weekly.csv
   gru forecast sales.csv --column revenue --season 7 --input 28 --horizon 14
+  gru forecast stores.csv --series store --run stores
   gru forecast data/mauna_loa_co2_weekly.csv --run co2
   gru forecast --resume co2 --epochs 40";
 
@@ -132,22 +135,24 @@ fn check_pictures(output: &Path, csv: &Path) -> Result<()> {
 /// Reads a run's configuration and its data, from where they are or have moved to.
 fn read_again(folder: &RunDir, csv: Option<&Path>) -> Result<ForecastRun> {
     let mut config = ForecastConfig::read(&folder.config())?;
-    let series = config.read_again(csv)?;
+    let table = config.read_again(csv)?;
     folder.check_inputs([&*config.data.csv])?;
-    let split = WindowSplit::new(&config.windows, series.values().len())?;
-    Ok(ForecastRun { config, series, split, is_validated: true })
+    ForecastRun::new(config, table, true)
 }
 
 impl ForecastArgs {
     /// Starts a new run.
     fn start(&self, csv: &Path, is_kept: bool) -> Result<ForecastRun> {
-        let SeriesColumnArgs { column, missing } = &self.columns;
+        let SeriesColumnArgs { column, series, missing } = &self.columns;
         let options = self.table.options(missing.clone())?;
-        let series = Series::read(csv, column.as_deref(), options)?;
-        let split = WindowSplit::new(&self.sizes, series.values().len())?;
+        let table = SeriesTable::read(csv, column.as_deref(), series.as_deref(), options)?;
         let WindowSizes { input, horizon, .. } = self.sizes;
-        let scales = Windows::new(&series.columns, split.row, input, horizon)?.scales;
-        let columns = series.keys.iter().cloned().zip(scales);
+        let splits = split(&self.sizes, &table)?;
+        let scales = table.series.iter().zip(&splits).map(|(series, split)| {
+            let scales = Windows::new(&series.columns, split.row, input, horizon)?.scales;
+            Ok(SeriesScales { name: series.label.clone(), scales })
+        });
+        let scales = scales.collect::<Result<_>>()?;
         let settings = &self.settings;
         let config = ForecastConfig {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -155,19 +160,21 @@ impl ForecastArgs {
             data: SeriesSource {
                 // Data that are not kept may come from a pipe, which can be read only once.
                 csv: if is_kept { canonical(csv)? } else { csv.to_owned() },
-                delimiter: series.delimiter,
-                decimal: series.numbers.decimal,
-                thousands: series.numbers.thousands,
-                header: series.has_header,
+                columns: table.keys.clone(),
+                series: table.series_column.clone(),
+                delimiter: table.delimiter,
+                decimal: table.numbers.decimal,
+                thousands: table.numbers.thousands,
+                header: table.has_header,
                 missing: missing.clone(),
                 fingerprint: if is_kept { fingerprint([Some(csv), None])? } else { String::new() },
             },
             windows: self.sizes.clone(),
-            columns: columns.map(|(name, scale)| ScaledColumn { name, scale }).collect(),
+            series: scales,
             model: self.model.clone(),
             training: settings.with_resumable(self.overrides.apply_to(settings.resumable())),
             changes: Vec::new(),
         };
-        Ok(ForecastRun { config, series, split, is_validated: is_kept })
+        ForecastRun::new(config, table, is_kept)
     }
 }

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use gru_wgpu::{DeviceKind, Network};
+use ndarray::Array2;
 
 use super::config::ForecastConfig;
 use super::series::ForecastRun;
 use crate::commands::training_run::TrainingRun;
-use crate::data::windows::{WindowSizes, Windows};
+use crate::data::series::Series;
 use crate::rundir::config::{FORECAST, RunConfig};
 use crate::rundir::folder::RunDir;
 use crate::ui::device::open;
@@ -33,25 +34,41 @@ pub fn forecast(
         "the model in {} does not match its config.toml",
         quote_path(folder.path())
     );
-    let series = config.series(csv)?;
-    let WindowSizes { input, horizon, .. } = config.windows;
-    let rows = series.values().len();
-    ensure!(
-        rows >= input,
-        "{} has {rows} rows, and the model forecasts from the last {input}",
-        quote_path(csv)
-    );
+    let table = config.table(csv)?;
     let network = Network::new(params, &open(kind)?)?;
-    let windows = Windows::scaled(&series.columns, input, horizon, config.scales());
-    let forecasts = windows.forecast(&[rows], 1, |x| network.forward(x))?;
-    windows.check(&[rows], &forecasts)?;
-    if series.filled > 0 {
-        log(format_args!("{} missing values interpolated", series.filled));
+    let forecast = |series| forecast_series(&config, series, &network);
+    let forecasts = table.series.iter().map(forecast).collect::<Result<Vec<_>>>();
+    let forecasts = forecasts.with_context(|| quote_path(csv))?;
+    let filled: usize = table.series.iter().map(|series| series.filled).sum();
+    if filled > 0 {
+        log(format_args!("{filled} missing values interpolated"));
     }
     let mut csv = csv::Writer::from_writer(Vec::new());
-    csv.write_record(["ahead", "predicted"])?;
-    for (ahead, value) in (1..).zip(&forecasts) {
-        csv.serialize((ahead, value))?;
+    let header = table.series_column.as_deref().into_iter().chain(["ahead", "predicted"]);
+    csv.write_record(header)?;
+    for (series, forecasts) in table.series.iter().zip(&forecasts) {
+        for (ahead, value) in (1..).zip(forecasts) {
+            let (ahead, value) = (format!("{ahead}"), format!("{value}"));
+            csv.write_record(series.label.iter().chain([&ahead, &value]))?;
+        }
     }
     Ok(csv.into_inner().map_err(|error| error.into_error())?)
+}
+
+/// Returns the forecast of the rows after the last row of a series.
+fn forecast_series(
+    config: &ForecastConfig,
+    series: &Series,
+    network: &Network,
+) -> Result<Array2<f64>> {
+    let (windows, rows) = (config.windows(series)?, series.values().len());
+    ensure!(
+        rows >= windows.input,
+        "{rows} rows{} are too few: the model forecasts from the last {}",
+        series.of_series(),
+        windows.input
+    );
+    let forecasts = windows.forecast(&[rows], 1, |x| network.forward(x))?;
+    windows.check(&[rows], &forecasts)?;
+    Ok(forecasts)
 }

@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use anyhow::Result;
 use indicatif::HumanDuration;
-use ndarray::Array2;
+use ndarray::{Array2, Array3, ArrayD};
 
 use super::plot::{self, ForecastPicture};
 use super::series::ForecastRun;
 use crate::commands::training_run::Outcome;
 use crate::data::baselines::{self, baselines, rmse};
-use crate::data::windows::WindowSizes;
+use crate::data::series::Series;
+use crate::data::windows::{WindowSizes, WindowSplit};
 use crate::rundir::epochs::EpochMetrics;
 use crate::rundir::folder::RunDir;
 use crate::ui::files::write_file;
-use crate::ui::output::{TextTable, log, quote_path};
+use crate::ui::output::{TextTable, log, quote, quote_path};
 use crate::ui::plot::ORANGE;
 
 /// The pictures of a run without a folder.
@@ -35,19 +36,22 @@ pub fn report(
     let loss = outcome.epochs.last().map(|epoch| format!(", loss {:.5}", epoch.train_loss));
     log(format_args!("trained in {time}{}", loss.unwrap_or_default()));
 
-    let (windows, batch) = (run.windows(), run.config.training.batch);
     let learner = &*outcome.trainer.learner();
     let forward = |x: &_| learner.forward(x);
-    let forecasts = windows.forecast(&run.split.testing, batch, forward)?;
-    windows.check(&run.split.testing, &forecasts)?;
-    let errors = errors(run, &forecasts);
-    print_errors(run, &errors, out)?;
+    let of = |(series, split)| SeriesResult::new(run, series, split, forward);
+    let results = run.table.series.iter().zip(&run.splits).map(of).collect::<Result<Vec<_>>>()?;
+    match &results[..] {
+        [one] => print_errors(run, one, out)?,
+        several => print_series(run, several, out)?,
+    }
     // If the run was not saved, its folder stays unchanged.
     if folder.is_some() && outcome.unsaved.is_some() {
         return Ok(());
     }
-    let future = windows.forecast(&[run.series.values().len()], 1, forward)?;
-    let forecast = plot::forecast(&picture(run, &forecasts, &future, &errors))?;
+    // With several series, the picture shows the first.
+    let shown = &results[0];
+    let future = run.windows(shown.series).forecast(&[shown.series.values().len()], 1, forward)?;
+    let forecast = plot::forecast(&picture(run, shown, &future))?;
     match folder {
         Some(folder) => {
             write_picture(folder.forecast(), &forecast)?;
@@ -64,7 +68,7 @@ pub fn report(
 
 fn losses(run: &ForecastRun, epochs: &[EpochMetrics]) -> Result<String> {
     let losses = epochs.iter().map(|epoch| f64::from(epoch.train_loss)).collect();
-    let title = format!("{}: training loss", run.series.name());
+    let title = format!("{}: training loss", run.table.name());
     plot::losses(&title, &[("training", losses, ORANGE)])
 }
 
@@ -74,25 +78,63 @@ fn write_picture(path: PathBuf, svg: &str) -> Result<()> {
     Ok(())
 }
 
-/// The errors of each forecast, the model's first: by steps ahead, and over all steps.
-struct Errors(Vec<(String, Vec<f64>, f64)>);
-
-fn errors(run: &ForecastRun, forecasts: &Array2<f64>) -> Errors {
-    let ForecastRun { config, series, split, .. } = run;
-    let WindowSizes { horizon, season, .. } = config.windows;
-    let (values, origins) = (series.values(), &split.testing);
-    let (each, all) = rmse(values, origins, forecasts.view());
-    let mut rows = vec![("GRU".to_owned(), each, all)];
-    for (name, baseline) in baselines(series.season_name(season)) {
-        let forecasts = baselines::forecast(baseline, values, origins, season, horizon);
-        let (each, all) = rmse(values, origins, forecasts.view());
-        rows.push((name, each, all));
-    }
-    Errors(rows)
+/// The forecasts of the held-out part of a series.
+struct SeriesResult<'a> {
+    series: &'a Series,
+    split: &'a WindowSplit,
+    /// `[windows, horizon]`
+    forecasts: Array2<f64>,
+    /// The model's error, then those of the baselines.
+    errors: Vec<ForecastError>,
 }
 
-fn print_errors(run: &ForecastRun, errors: &Errors, out: &mut impl Write) -> Result<()> {
-    let (horizon, windows) = (run.config.windows.horizon, run.split.testing.len());
+/// The root mean squared error of a way to forecast.
+struct ForecastError {
+    name: String,
+    /// By rows ahead.
+    ahead: Vec<f64>,
+    all: f64,
+}
+
+impl<'a> SeriesResult<'a> {
+    fn new(
+        run: &ForecastRun,
+        series: &'a Series,
+        split: &'a WindowSplit,
+        forward: impl Fn(&Array3<f32>) -> gru_wgpu::Result<ArrayD<f32>>,
+    ) -> Result<Self> {
+        let WindowSizes { horizon, season, .. } = run.config.windows;
+        let (windows, origins) = (run.windows(series), &split.testing);
+        let forecasts = windows.forecast(origins, run.config.training.batch, forward)?;
+        windows.check(origins, &forecasts)?;
+        let values = series.values();
+        let error = |name: String, forecasts: &Array2<f64>| {
+            let (ahead, all) = rmse(values, origins, forecasts.view());
+            ForecastError { name, ahead, all }
+        };
+        let mut errors = vec![error("GRU".to_owned(), &forecasts)];
+        for (name, baseline) in baselines(series.season_name(season)) {
+            let forecasts = baselines::forecast(baseline, values, origins, season, horizon);
+            errors.push(error(name, &forecasts));
+        }
+        Ok(Self { series, split, forecasts, errors })
+    }
+
+    fn best_baseline(&self) -> &ForecastError {
+        let baselines = self.errors[1..].iter();
+        baselines.min_by(|a, b| a.all.total_cmp(&b.all)).expect("there are baselines")
+    }
+
+    /// Returns the model's error as a multiple of the best baseline's. With an exact baseline there
+    /// is none.
+    fn ratio(&self) -> Option<f64> {
+        let (own, best) = (self.errors[0].all, self.best_baseline().all);
+        (best > 1e-9 * own).then_some(own / best)
+    }
+}
+
+fn print_errors(run: &ForecastRun, result: &SeriesResult<'_>, out: &mut impl Write) -> Result<()> {
+    let (horizon, windows) = (run.config.windows.horizon, result.split.testing.len());
     writeln!(out, "held-out RMSE over {windows} windows, {horizon} rows ahead of each")?;
     let mut ahead = vec![1, horizon / 4, horizon / 2, horizon];
     ahead.retain(|&k| k > 0);
@@ -101,20 +143,49 @@ fn print_errors(run: &ForecastRun, errors: &Errors, out: &mut impl Write) -> Res
     header.extend(ahead.iter().map(|k| format!("{k} ahead")));
     header.push("all".to_owned());
     let mut table = TextTable::new(header);
-    for (name, each, all) in &errors.0 {
-        let mut row = vec![name.clone()];
-        row.extend(ahead.iter().map(|k| figure(each[k - 1])));
-        row.push(figure(*all));
+    for error in &result.errors {
+        let mut row = vec![error.name.clone()];
+        row.extend(ahead.iter().map(|k| figure(error.ahead[k - 1])));
+        row.push(figure(error.all));
         table.row(row);
     }
     write!(out, "{table}")?;
-    let best =
-        errors.0[1..].iter().min_by(|a, b| a.2.total_cmp(&b.2)).expect("there are baselines");
-    // With an exact baseline there is no ratio.
-    if best.2 > 1e-9 * errors.0[0].2 {
-        let ratio = errors.0[0].2 / best.2;
-        writeln!(out, "the GRU's error is {ratio:.2} × that of the best baseline, {}", best.0)?;
+    if let Some(ratio) = result.ratio() {
+        let best = &result.best_baseline().name;
+        writeln!(out, "the GRU's error is {ratio:.2} × that of the best baseline, {best}")?;
     }
+    Ok(())
+}
+
+/// Prints a row for each series.
+fn print_series(
+    run: &ForecastRun,
+    results: &[SeriesResult<'_>],
+    out: &mut impl Write,
+) -> Result<()> {
+    let horizon = run.config.windows.horizon;
+    writeln!(out, "held-out RMSE of {} series, {horizon} rows ahead", results.len())?;
+    let header = ["series", "windows", "GRU", "best baseline", "its name", "ratio"];
+    let mut table = TextTable::new(header.map(str::to_owned).to_vec());
+    for result in results {
+        let best = result.best_baseline();
+        table.row(vec![
+            quote(result.series.label.as_deref().unwrap_or_default()),
+            result.split.testing.len().to_string(),
+            figure(result.errors[0].all),
+            figure(best.all),
+            best.name.clone(),
+            result.ratio().map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}")),
+        ]);
+    }
+    write!(out, "{table}")?;
+    let better = results.iter().filter(|result| result.ratio().is_some_and(|ratio| ratio < 1.0));
+    writeln!(
+        out,
+        "the GRU's error is below that of the best baseline in {} of {} series",
+        better.count(),
+        results.len()
+    )?;
     Ok(())
 }
 
@@ -126,14 +197,9 @@ fn figure(value: f64) -> String {
     }
 }
 
-fn picture(
-    run: &ForecastRun,
-    forecasts: &Array2<f64>,
-    future: &Array2<f64>,
-    errors: &Errors,
-) -> ForecastPicture {
-    let ForecastRun { config, series, split, .. } = run;
-    let WindowSizes { input, horizon, .. } = config.windows;
+fn picture(run: &ForecastRun, result: &SeriesResult<'_>, future: &Array2<f64>) -> ForecastPicture {
+    let SeriesResult { series, split, forecasts, errors } = result;
+    let WindowSizes { input, horizon, .. } = run.config.windows;
     let len = series.values().len();
     let x = |row: usize| match &series.years {
         Some(years) if row < len => years[row],
@@ -155,21 +221,21 @@ fn picture(
         let ahead = (0..horizon).map(|k| (x(origin + k), forecasts[[index, k]]));
         std::iter::once(start).chain(ahead).collect()
     };
-    let (name, each, _) = &errors.0[0];
+    let ForecastError { name, ahead: each, .. } = &errors[0];
     let now = (x(len - 1), series.values()[len - 1], 0.0);
     let ahead = (0..horizon).map(|k| (x(len + k), future[[0, k]], each[k]));
     ForecastPicture {
-        title: format!("{}: {horizon} rows ahead by {name}", series.name()),
+        title: format!("{}: {horizon} rows ahead by {name}", run.table.title(series)),
         subtitle: format!(
             "the held-out part, forecast every {horizon} rows from what lay before, and {horizon} rows \
              past the end"
         ),
-        name: series.name(),
+        name: run.table.title(series),
         time: if series.years.is_some() { "year" } else { "row" },
         history: line(split.row - shown..split.row),
         truth: line(split.row - 1..len),
         forecasts: (0..split.testing.len()).step_by(horizon).map(forecast_line).collect(),
         future: std::iter::once(now).chain(ahead).collect(),
-        errors: errors.0.iter().map(|(name, each, _)| (name.clone(), each.clone())).collect(),
+        errors: errors.iter().map(|error| (error.name.clone(), error.ahead.clone())).collect(),
     }
 }
