@@ -23,6 +23,9 @@ use crate::ui::plot::ORANGE;
 /// The pictures of a run without a folder.
 pub const PICTURES: [&str; 2] = ["forecast.svg", "loss.svg"];
 
+/// The shortest series whose picture has years on its axis, in years.
+const MIN_YEARS: f64 = 3.0;
+
 /// Forecasts, prints a table, and draws. Without a run folder the pictures go to `output`.
 pub fn report(
     run: &ForecastRun,
@@ -52,6 +55,9 @@ pub fn report(
     let shown = &results[0];
     let future = run.windows(shown.series).forecast(&[shown.series.values().len()], 1, forward)?;
     let forecast = plot::forecast(&picture(run, shown, &future))?;
+    if let Some(label) = &shown.series.label {
+        log(format_args!("forecast.svg shows series {}", quote(label)));
+    }
     match folder {
         Some(folder) => {
             write_picture(folder.forecast(), &forecast)?;
@@ -201,7 +207,9 @@ fn picture(run: &ForecastRun, result: &SeriesResult<'_>, future: &Array2<f64>) -
     let SeriesResult { series, split, forecasts, errors } = result;
     let WindowSizes { input, horizon, .. } = run.config.windows;
     let len = series.values().len();
-    let x = |row: usize| match &series.years {
+    // Labels with a tenth of a year are too coarse for shorter series.
+    let years = series.years.as_ref().filter(|years| years[len - 1] - years[0] >= MIN_YEARS);
+    let x = |row: usize| match years {
         Some(years) if row < len => years[row],
         // After the end of the series, at its mean time step.
         Some(years) => {
@@ -231,7 +239,7 @@ fn picture(run: &ForecastRun, result: &SeriesResult<'_>, future: &Array2<f64>) -
              past the end"
         ),
         name: run.table.title(series),
-        time: if series.years.is_some() { "year" } else { "row" },
+        time: if years.is_some() { "year" } else { "row" },
         history: line(split.row - shown..split.row),
         truth: line(split.row - 1..len),
         forecasts: (0..split.testing.len()).step_by(horizon).map(forecast_line).collect(),
