@@ -141,14 +141,19 @@ impl<P: Part> Member<P> {
     /// The task: does the work of this member until the team ends, or until no work comes.
     fn work(&self) {
         let (mut spin, mut idle) = (Spin::default(), Spin::default());
+        // Before it gives work, the leader may compute a long step alone.
+        let mut max_idle = MAX_IDLE_AT_FIRST;
         loop {
             match self.state.load(Ordering::Acquire) {
                 ENDED => return,
                 DISMISSED if self.change(DISMISSED, ABSENT) => return,
                 CALLED => _ = self.change(CALLED, WAITS),
-                GIVEN if self.change(GIVEN, BEGUN) => self.compute(),
+                GIVEN => {
+                    self.compute_given();
+                    max_idle = MAX_IDLE;
+                }
                 WAITS => {
-                    if idle.next() > MAX_IDLE && self.change(WAITS, ABSENT) {
+                    if idle.next() > max_idle && self.change(WAITS, ABSENT) {
                         return;
                     }
                     continue;
@@ -159,12 +164,18 @@ impl<P: Part> Member<P> {
         }
     }
 
-    /// Computes the work that was given.
-    fn compute(&self) {
-        {
-            let operand = self.operand.read().unwrap_or_else(PoisonError::into_inner);
+    /// Computes the work that was given, unless the leader takes it back.
+    fn compute_given(&self) {
+        // Read before the state says so: a late member may not have come further.
+        let operand = self.operand.read().unwrap_or_else(PoisonError::into_inner);
+        if self.change(GIVEN, BEGUN) {
             self.part().compute(&operand);
+            drop(operand);
+            self.finish();
         }
+    }
+
+    fn finish(&self) {
         _ = self.change(BEGUN, DONE) || self.change(LATE, WAITS);
     }
 
@@ -226,6 +237,9 @@ const MAX_LATE: Duration = Duration::from_micros(20);
 
 /// The time after which the task of a member without work ends.
 const MAX_IDLE: Duration = Duration::from_millis(1);
+
+/// The same before the member gets its first work.
+const MAX_IDLE_AT_FIRST: Duration = Duration::from_millis(100);
 
 /// The turns of a waiting loop, about 10 µs, after which a thread lets others run.
 const SPINS: u32 = 256;
@@ -363,8 +377,7 @@ impl Sharing {
             Self::Tried | Self::Expected => _ = members,
             #[cfg(test)]
             Self::Rehearsed => {
-                let begun = members.iter().filter(|member| member.change(GIVEN, BEGUN));
-                begun.for_each(|member| member.compute());
+                members.iter().for_each(|member| member.compute_given());
             }
         }
     }
@@ -657,7 +670,7 @@ mod tests {
         assert!(late.give(|part| part.number = 3) && late.change(GIVEN, BEGUN));
         assert_eq!(late.take(Duration::ZERO, |_| ()), Taken::Late);
         assert!(!late.give(|_| ()), "it has no time for more work");
-        late.compute();
+        late.finish();
         assert!(late.is(WAITS));
     }
 
@@ -673,10 +686,28 @@ mod tests {
     #[test]
     fn a_member_that_is_late_ends_sharing() {
         let mut team = team(Sharing::Expected, 1_000);
-        team.pace.choose(false);
-        assert!(!team.pace.shares());
-        run(&mut team, 3);
-        assert!(team.members.iter().all(|member| member.is(ABSENT)));
+        team.pace.phase = Phase::Chosen { shares: true, until: None };
+        team.members.iter().for_each(|member| _ = member.change(ABSENT, CALLED));
+        // A thread that begins, and is interrupted until the leader no longer waits.
+        let member = team.members[0].clone();
+        let interrupted = std::thread::spawn(move || {
+            let mut spin = Spin::default();
+            while !member.change(GIVEN, BEGUN) {
+                spin.next();
+            }
+            while member.is(BEGUN) {
+                spin.next();
+            }
+            member.finish();
+        });
+        while team.pace.shares() {
+            run(&mut team, 1);
+        }
+        interrupted.join().unwrap();
+        assert!(team.members[0].is(WAITS));
+        // It is not needed now.
+        run(&mut team, 1);
+        assert!(team.members[0].is(DISMISSED));
     }
 
     #[test]

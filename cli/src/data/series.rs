@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::csv_table::{CsvOptions, CsvTable, printable};
 use crate::data::numbers::{NumberFormat, point};
-use crate::data::time_axis::TimeAxis;
-use crate::ui::output::{quote, quote_path};
+use crate::data::time_axis::{TimeAxis, TimeColumn};
+use crate::ui::output::{log, quote, quote_path};
 
 /// Advice for a cell that is not a number.
 const ADVICE: &str = "if the value is missing, leave the cell empty or pass its text to --missing";
@@ -105,25 +105,36 @@ impl SeriesTable {
         let csv = CsvTable::read(path, options)?;
         let shown = || quote_path(path);
         let column = series.map(|name| csv.find(name)).transpose().with_context(shown)?;
-        let chosen = choose(&csv, column)?;
+        let chosen = choose(&csv, column).with_context(shown)?;
         let is_chosen = column.is_some_and(|column| chosen.contains(&column));
         ensure!(!is_chosen, "{}: --column and --series name the same column", shown());
         let groups = match column {
             Some(column) => groups(&csv, column).with_context(shown)?,
             None => vec![(None, (0..csv.rows().len()).collect())],
         };
+        let (labels, rows): (Vec<_>, Vec<_>) = groups.into_iter().unzip();
         let others: Vec<_> = (0..csv.names.len())
             .filter(|other| !chosen.contains(other) && Some(*other) != column)
             .collect();
-        let read = |(label, rows): (Option<String>, Vec<usize>)| {
+        let times = others.iter().filter_map(|&other| TimeColumn::new(&csv, other, &rows));
+        let times: Vec<_> = times.collect();
+        let mut notes = Vec::new();
+        let read = |(label, rows): (Option<String>, &Vec<usize>)| {
             let whose = label.as_ref().map(|label| format!("series {}", quote(label)));
-            let series = Series::read(&csv, &chosen, &others, label, &rows);
+            let mut own = Vec::new();
+            let series = Series::read(&csv, (&chosen, &times), label, rows, &mut own);
+            notes.extend((!own.is_empty()).then(|| (whose.clone(), own)));
             match whose {
                 Some(whose) => series.context(whose),
                 None => series,
             }
         };
-        let series = groups.into_iter().map(read).collect::<Result<_>>().with_context(shown)?;
+        let series = labels.into_iter().zip(&rows).map(read).collect::<Result<_>>();
+        let series = series.with_context(shown)?;
+        // A single column has no place for time stamps.
+        if !others.is_empty() {
+            log_notes(&notes);
+        }
         let names = chosen.iter().map(|&column| csv.names[column].clone()).collect();
         let keys = chosen.iter().map(|&column| csv.column_key(column)).collect();
         let series_column = column.map(|column| csv.column_key(column));
@@ -147,13 +158,13 @@ impl SeriesTable {
 }
 
 impl Series {
-    /// Reads the columns `chosen` of some rows, and their times from one of `others`.
+    /// Reads the columns `chosen` of some rows, and their times from one of `times`.
     fn read(
         csv: &CsvTable,
-        chosen: &[usize],
-        others: &[usize],
+        (chosen, times): (&[usize], &[TimeColumn]),
         label: Option<String>,
         rows: &[usize],
+        notes: &mut Vec<String>,
     ) -> Result<Self> {
         let (mut columns, mut filled) = (Vec::new(), 0);
         for &column in chosen {
@@ -166,7 +177,7 @@ impl Series {
             };
             columns.push(whole);
         }
-        let axis = TimeAxis::find(csv, others, rows)?;
+        let axis = TimeAxis::find(csv, times, rows, notes)?;
         Ok(Self { label, columns, filled, years: axis.and_then(|axis| axis.years()) })
     }
 
@@ -188,6 +199,18 @@ impl Series {
             Some(span) if (span - 1.0).abs() < 0.03 => "year",
             _ => "season",
         }
+    }
+}
+
+/// Logs the notes on the first series that has some, and how many others have some.
+fn log_notes(notes: &[(Option<String>, Vec<String>)]) {
+    let Some((whose, first)) = notes.first() else { return };
+    let whose = whose.as_ref().map_or_else(String::new, |whose| format!("{whose}: "));
+    for note in first {
+        log(format_args!("note: {whose}{note}"));
+    }
+    if notes.len() > 1 {
+        log(format_args!("note: the like holds for {} other series", notes.len() - 1));
     }
 }
 
@@ -417,7 +440,10 @@ mod tests {
             let Ok(csv) = CsvTable::read(file.path(), CsvOptions::default()) else { continue };
             let all: Vec<_> = (0..csv.names.len()).collect();
             let rows: Vec<_> = (0..csv.rows().len()).collect();
-            _ = TimeAxis::find(&csv, &all, &rows).map(|axis| axis.map(|axis| axis.years()));
+            let groups = std::slice::from_ref(&rows);
+            let times = all.iter().filter_map(|&column| TimeColumn::new(&csv, column, groups));
+            let axis = TimeAxis::find(&csv, &times.collect::<Vec<_>>(), &rows, &mut Vec::new());
+            _ = axis.map(|axis| axis.map(|axis| axis.years()));
             for column in all {
                 csv.rows().for_each(|row| _ = csv.number(row, column, ""));
                 _ = csv.is_mostly_numeric(column);

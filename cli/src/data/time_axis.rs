@@ -8,7 +8,7 @@ use chrono::{Datelike, NaiveDateTime, NaiveTime, TimeDelta};
 
 use crate::data::csv_table::{CsvRow, CsvTable};
 use crate::data::timestamps::{TimeFormat, duration};
-use crate::ui::output::{log, quote};
+use crate::ui::output::quote;
 
 /// The times of a table's rows, in ascending order.
 pub struct TimeAxis {
@@ -22,25 +22,30 @@ const MAX_REPEATED: f64 = 0.1;
 
 impl TimeAxis {
     /// Finds the time axis of some rows among `columns`: the first whose time stamps are in order.
-    /// Logs a note if there is none.
+    /// Adds to `notes` if there is none, or if it is uneven.
     ///
     /// # Errors
     /// Those of [`Self::read`] for the first column of days, if no column is in order.
-    pub fn find(csv: &CsvTable, columns: &[usize], rows: &[usize]) -> Result<Option<Self>> {
+    pub fn find(
+        csv: &CsvTable,
+        columns: &[TimeColumn],
+        rows: &[usize],
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Self>> {
         let mut refused = None;
-        for &column in columns {
-            match Self::read(csv, column, rows) {
-                Ok(Some(axis)) => return Ok(Some(axis)),
-                Ok(None) => {}
+        for column in columns {
+            match Self::read(csv, *column, rows, notes) {
+                Ok(axis) => return Ok(Some(axis)),
                 // Times of day may be durations.
-                Err(_) if format_of(csv, column) == Some(TimeFormat::Time) => {}
+                Err(_) if column.format == TimeFormat::Time => {}
                 Err(error) => _ = refused.get_or_insert(error),
             }
         }
-        if refused.is_none() && !columns.is_empty() {
-            log(format_args!(
-                "note: no column has time stamps that are known; the rows are taken in the file's order"
-            ));
+        if refused.is_none() {
+            notes.push(
+                "no column has time stamps that are known; the rows are taken in the file's order"
+                    .to_owned(),
+            );
         }
         refused.map_or(Ok(None), Err)
     }
@@ -50,30 +55,33 @@ impl TimeAxis {
         !formats_of(csv, column).is_empty()
     }
 
-    /// Reads the time stamps of a column in some rows. Returns `None` if it holds none.
+    /// Reads the time stamps of a column in some rows.
     ///
     /// # Errors
     /// If a cell is no time stamp in the format of the others, or if rows are not in ascending
     /// order, or if so many time stamps repeat that the file must hold several series.
-    pub fn read(csv: &CsvTable, column: usize, rows: &[usize]) -> Result<Option<Self>> {
-        let all = rows.iter().map(|&row| csv.row(row));
-        let Some(axis) = Self::unordered(csv, column, all)? else { return Ok(None) };
-        axis.check_order(&csv.names[column], column, |at| csv.row(rows[at]))?;
-        axis.log_gaps(&quote(&csv.names[column]));
-        Ok(Some(axis))
+    fn read(
+        csv: &CsvTable,
+        column: TimeColumn,
+        rows: &[usize],
+        notes: &mut Vec<String>,
+    ) -> Result<Self> {
+        let axis = Self::unordered(csv, column, rows.iter().map(|&row| csv.row(row)))?;
+        let name = quote(&csv.names[column.index]);
+        notes.extend(axis.check_order(&name, column.index, |at| csv.row(rows[at]))?);
+        notes.extend(axis.gaps(&name));
+        Ok(axis)
     }
 
-    /// Reads the time stamps of a column whose rows may have any order. Returns `None` if it holds
-    /// none.
+    /// Reads the time stamps of a column whose rows may have any order.
     ///
     /// # Errors
     /// If a cell is no time stamp in the format of the others.
     fn unordered<'a>(
         csv: &CsvTable,
-        column: usize,
+        TimeColumn { index: column, format }: TimeColumn,
         rows: impl ExactSizeIterator<Item = CsvRow<'a>>,
-    ) -> Result<Option<Self>> {
-        let Some(format) = format_of(csv, column) else { return Ok(None) };
+    ) -> Result<Self> {
         let name = quote(&csv.names[column]);
         let mut times = Vec::with_capacity(rows.len());
         for row in rows {
@@ -94,7 +102,7 @@ impl TimeAxis {
                 ),
             }
         }
-        Ok(Some(Self { times, is_time_of_day: format == TimeFormat::Time }))
+        Ok(Self { times, is_time_of_day: format == TimeFormat::Time })
     }
 
     /// Reads the column with the time stamps of a table's sequences, whose rows it must order.
@@ -108,8 +116,10 @@ impl TimeAxis {
         sequences: &[Range<usize>],
     ) -> Result<Option<Self>> {
         let name = quote(&csv.names[column]);
-        let axis = Self::unordered(csv, column, csv.rows())?;
-        let axis = axis.with_context(|| format!("column {name} has no time stamps"))?;
+        let groups: Vec<Vec<usize>> = sequences.iter().map(|rows| rows.clone().collect()).collect();
+        let found = TimeColumn::new(csv, column, &groups);
+        let found = found.with_context(|| format!("column {name} has no time stamps"))?;
+        let axis = Self::unordered(csv, found, csv.rows())?;
         if axis.is_time_of_day {
             return Ok(None);
         }
@@ -127,16 +137,15 @@ impl TimeAxis {
         Ok(Some(axis))
     }
 
-    /// Checks the order of the rows that `row` returns.
+    /// Checks the order of the rows that `row_at` returns. Returns a note if some repeat.
     fn check_order<'a>(
         &self,
         name: &str,
         column: usize,
         row_at: impl Fn(usize) -> CsvRow<'a>,
-    ) -> Result<()> {
+    ) -> Result<Option<String>> {
         let pairs = || (1..).zip(self.times.windows(2));
         let cell = |row: usize| quote(row_at(row).cell(column));
-        let name = quote(name);
         // A new day begins at midnight.
         let is_back = |pair: &[NaiveDateTime]| pair[1] < pair[0] && !self.is_time_of_day;
         if let Some((row, _)) = pairs().find(|(_, pair)| is_back(pair)) {
@@ -156,25 +165,25 @@ impl TimeAxis {
         }
         let repeated: Vec<_> =
             pairs().filter(|(_, pair)| pair[0] == pair[1]).map(|(row, _)| row).collect();
-        let Some(&first) = repeated.first() else { return Ok(()) };
+        let Some(&first) = repeated.first() else { return Ok(None) };
         let (line, cell) = (row_at(first).line, cell(first));
         if repeated.len() as f64 > MAX_REPEATED * self.times.len() as f64 {
             bail!(
                 "line {line}: {cell} in column {name} repeats, as do {} of {} time stamps; expected one row a \
-                 time; if a column names several series, pass it to --series",
+                 time: if the file holds several series, pass the column that names them to --series",
                 repeated.len(),
                 self.times.len()
             );
         }
-        log(format_args!(
-            "note: rows of column {name} with the time stamp of the row before: {}, the first is {cell} in line \
+        Ok(Some(format!(
+            "rows of column {name} with the time stamp of the row before: {}, the first is {cell} in line \
              {line}; the rows are treated as evenly spaced",
             repeated.len()
-        ));
-        Ok(())
+        )))
     }
 
-    fn log_gaps(&self, name: &str) {
+    /// Returns a note if the time stamps are not evenly spaced.
+    fn gaps(&self, name: &str) -> Option<String> {
         let mut gaps: Vec<_> = self
             .times
             .windows(2)
@@ -182,19 +191,19 @@ impl TimeAxis {
             .filter(|gap| *gap > TimeDelta::zero())
             .collect();
         gaps.sort_unstable();
-        let Some(&usual) = gaps.get(gaps.len() / 2) else { return };
+        let &usual = gaps.get(gaps.len() / 2)?;
         let is_odd = |&&gap: &&TimeDelta| gap * 4 > usual * 5 || gap * 5 < usual * 4;
         let odd = gaps.iter().filter(is_odd).count();
-        if odd > 0 {
-            log(format_args!(
-                "note: steps in column {name} other than the usual {}: {odd} of {}, from {} to {}; the rows are treated \
-                 as evenly spaced",
+        (odd > 0).then(|| {
+            format!(
+                "steps in column {name} other than the usual {}: {odd} of {}, from {} to {}; the rows are treated as \
+                 evenly spaced",
                 duration(usual),
                 gaps.len(),
                 duration(gaps[0]),
                 duration(gaps[gaps.len() - 1])
-            ));
-        }
+            )
+        })
     }
 
     /// Returns the times as fractional years, or `None` for times of day.
@@ -228,18 +237,35 @@ fn formats_of(csv: &CsvTable, column: usize) -> Vec<TimeFormat> {
     best.map(|&(format, _)| format).collect()
 }
 
-/// Returns the format of a column's time stamps.
-fn format_of(csv: &CsvTable, column: usize) -> Option<TimeFormat> {
-    let formats = formats_of(csv, column);
-    if formats.len() < 2 {
-        return formats.first().copied();
+/// A column of time stamps, and their form.
+#[derive(Clone, Copy)]
+pub struct TimeColumn {
+    index: usize,
+    format: TimeFormat,
+}
+
+impl TimeColumn {
+    /// Judges the form of a column's time stamps. `groups` has the rows of each series. Returns
+    /// `None` if the column holds no time stamps.
+    pub fn new(csv: &CsvTable, index: usize, groups: &[Vec<usize>]) -> Option<Self> {
+        let formats = formats_of(csv, index);
+        if formats.len() < 2 {
+            return formats.first().map(|&format| Self { index, format });
+        }
+        // 03/04/2024 may be in March or in April: later rows, or their order, tell.
+        let format = formats.into_iter().min_by_key(|format| {
+            let (mut count, mut longest) = (0, TimeDelta::zero());
+            for rows in groups {
+                let cells = rows.iter().map(|&row| csv.row(row).cell(index));
+                let times: Vec<_> = cells.filter_map(|cell| format.parse(cell)).collect();
+                count += times.len();
+                let gaps = times.windows(2).map(|pair| (pair[1] - pair[0]).abs());
+                longest = gaps.fold(longest, TimeDelta::max);
+            }
+            (Reverse(count), longest)
+        });
+        format.map(|format| Self { index, format })
     }
-    // 03/04/2024 may be in March or in April: later rows, or their order, tell.
-    formats.into_iter().min_by_key(|format| {
-        let times: Vec<_> = cells(csv, column).filter_map(|cell| format.parse(cell)).collect();
-        let gaps = times.windows(2).map(|pair| (pair[1] - pair[0]).abs());
-        (Reverse(times.len()), gaps.max().unwrap_or_default())
-    })
 }
 
 /// Returns the cells of a column that are not missing.
@@ -260,7 +286,9 @@ mod tests {
         std::fs::write(file.path(), format!("time;v\n{}", rows.collect::<String>()))?;
         let options = CsvOptions { delimiter: Some(b';'), ..CsvOptions::default() };
         let csv = CsvTable::read(file.path(), options)?;
-        TimeAxis::read(&csv, 0, &(0..csv.rows().len()).collect::<Vec<_>>())
+        let rows: Vec<_> = (0..csv.rows().len()).collect();
+        let column = TimeColumn::new(&csv, 0, std::slice::from_ref(&rows));
+        column.map(|column| TimeAxis::read(&csv, column, &rows, &mut Vec::new())).transpose()
     }
 
     fn times(cells: &[&str]) -> Vec<String> {
@@ -322,6 +350,21 @@ mod tests {
         // Only the even spacing tells these apart.
         assert_eq!(times(&["01/04/2024", "02/04/2024", "03/04/2024"])[2], "2024-04-03 00:00:00");
         assert_eq!(times(&["04/01/2024", "04/02/2024", "04/03/2024"])[2], "2024-04-03 00:00:00");
+    }
+
+    /// The jump from one series to the next says nothing.
+    #[test]
+    fn the_form_is_judged_within_each_series() {
+        let month = |at: usize| format!("01/{:02}/{}\n", at % 12 + 1, 2024 + at / 12);
+        let months: Vec<_> = (0..24).map(month).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = format!("v,time\n1,{0}2,{0}", months.join("1,").as_str());
+        std::fs::write(file.path(), text).unwrap();
+        let csv = CsvTable::read(file.path(), CsvOptions::default()).unwrap();
+        let groups = [(0..24).collect(), (24..48).collect::<Vec<_>>()];
+        let column = TimeColumn::new(&csv, 1, &groups).unwrap();
+        let axis = TimeAxis::read(&csv, column, &groups[1], &mut Vec::new()).unwrap();
+        assert_eq!(axis.times[1].format("%Y-%m-%d").to_string(), "2024-02-01");
     }
 
     #[test]

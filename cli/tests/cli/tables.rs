@@ -350,5 +350,9 @@ fn several_series_are_forecast_each_in_its_own_unit() {
     let words = ["the run knows no series `C`; it was trained on `A`, `B`"];
     assert_refused(path, &["predict", "it", "new.csv", "--device", "cpu"], &words);
     // Without --series the message names it.
-    assert_refused(path, &forecast("stores.csv"), &["several series, pass it to --series"]);
+    assert_refused(
+        path,
+        &forecast("stores.csv"),
+        &["several series, pass the column that names them to --series"],
+    );
 }

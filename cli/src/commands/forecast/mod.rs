@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use gru_wgpu::DeviceKind;
 
 use super::training_run::{self, RunTarget};
@@ -22,7 +22,7 @@ use crate::rundir::checkpoints::{CheckpointInterval, interval};
 use crate::rundir::config::RunConfig;
 use crate::rundir::folder::RunDir;
 use crate::rundir::settings::{ResumeOverrides, TrainingSettings};
-use crate::ui::output::check_directory;
+use crate::ui::output::{check_directory, quote_path};
 use crate::ui::outputs::OutputFiles;
 use config::{ForecastConfig, ForecastModelSettings, ForecastSettings, ForecastTask, SeriesScales};
 use series::{ForecastRun, split};
@@ -147,7 +147,7 @@ impl ForecastArgs {
         let options = self.table.options(missing.clone())?;
         let table = SeriesTable::read(csv, column.as_deref(), series.as_deref(), options)?;
         let WindowSizes { input, horizon, .. } = self.sizes;
-        let splits = split(&self.sizes, &table)?;
+        let splits = split(&self.sizes, &table).with_context(|| quote_path(csv))?;
         let scales = table.series.iter().zip(&splits).map(|(series, split)| {
             let scales = Windows::new(&series.columns, split.row, input, horizon)?.scales;
             Ok(SeriesScales { name: series.label.clone(), scales })

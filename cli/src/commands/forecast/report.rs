@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use indicatif::HumanDuration;
 use ndarray::{Array2, Array3, ArrayD};
 
@@ -112,7 +112,7 @@ impl<'a> SeriesResult<'a> {
         let WindowSizes { horizon, season, .. } = run.config.windows;
         let (windows, origins) = (run.windows(series), &split.testing);
         let forecasts = windows.forecast(origins, run.config.training.batch, forward)?;
-        windows.check(origins, &forecasts)?;
+        windows.check(origins, &forecasts).with_context(|| run.table.title(series))?;
         let values = series.values();
         let error = |name: String, forecasts: &Array2<f64>| {
             let (ahead, all) = rmse(values, origins, forecasts.view());
