@@ -76,7 +76,6 @@ const EXAMPLES: &str = "\
 Examples:
   gru forecast data/mauna_loa_co2_weekly.csv
   gru forecast sales.csv --column revenue --season 7 --input 28 --horizon 14
-  gru forecast stores.csv --series store --run stores
   gru forecast data/mauna_loa_co2_weekly.csv --run co2
   gru forecast --resume co2 --epochs 40";
 
