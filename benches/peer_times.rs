@@ -1,6 +1,6 @@
-//! Times this library. Reads lines `forward|train|step T,B,I,H REPEATS` on stdin and writes a line of
-//! milliseconds for each on stdout. `step` is one step of a stream. `against_peers.py` calls it in
-//! turn with other programs. GRU_DEVICE names the device; the default is the CPU.
+//! Times this library. Reads lines `forward|train|step T,B,I,H REPEATS` on stdin and writes a line
+//! of milliseconds for each on stdout. `step` is one step of a stream. `against_peers.py` calls it
+//! in turn with other programs. GRU_DEVICE names the device; the default is the CPU.
 #![allow(clippy::print_stdout, reason = "a program")]
 
 use std::io::BufRead;

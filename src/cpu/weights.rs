@@ -62,7 +62,7 @@ impl Weights {
     }
 }
 
-/// The packed weights of all cells. Each has an owner of its own: tasks of a team keep what they use.
+/// The packed weights of all cells. Each is shared by itself: tasks of a team keep their cell's.
 pub(super) type PackedCells<W> = Arc<[Arc<W>]>;
 
 /// The most recently packed weights of all cells, with their version of the parameters.

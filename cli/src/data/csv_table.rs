@@ -309,6 +309,21 @@ impl CsvTable {
         }
     }
 
+    /// Returns the cell that names the `what` of a row, such as its series.
+    ///
+    /// # Errors
+    /// If it is empty.
+    pub fn name_cell<'a>(&self, row: CsvRow<'a>, column: usize, what: &str) -> Result<&'a str> {
+        let name = row.cell(column);
+        ensure!(
+            !name.is_empty(),
+            "line {}: the {what} column {} is empty",
+            row.line,
+            quote(&self.names[column])
+        );
+        Ok(name)
+    }
+
     /// Returns true if a cell stands for a missing value.
     pub fn is_missing(&self, cell: &str) -> bool {
         self.options.is_missing(cell)
@@ -418,15 +433,15 @@ fn judge_numbers(
     options: &CsvOptions,
     shown: &str,
 ) -> (NumberFormat, Vec<bool>) {
-    if options.decimal.is_some() {
-        let numbers = MarksSeen::default().judge(options.decimal, options.thousands);
+    if let Some(decimal) = options.decimal {
+        let numbers = NumberFormat { decimal, thousands: options.thousands };
         return (numbers, vec![false; cells.columns]);
     }
     let of = |column| MarksSeen::of(cells.rows(0..cells.len()).map(|row| row.cell(column)));
     let columns: Vec<_> = (0..cells.columns).map(of).collect();
     let mut all = MarksSeen::default();
     columns.iter().for_each(|column| all.extend(column));
-    let numbers = all.judge(None, options.thousands);
+    let numbers = all.judge(options.thousands);
     let is_judged = options.thousands.is_none();
     if let Some(marks) = numbers.describe().filter(|_| is_judged) {
         let shows = columns.iter().position(MarksSeen::shows_marks).unwrap_or_default() + 1;

@@ -118,11 +118,8 @@ impl MarksSeen {
         self.grouped_point > 0 && self.whole > 0 && self.decimal_point == 0
     }
 
-    /// Returns the marks, unless the user has said the decimal mark.
-    pub fn judge(&self, decimal: Option<char>, thousands: Option<char>) -> NumberFormat {
-        if let Some(decimal) = decimal {
-            return NumberFormat { decimal, thousands };
-        }
+    /// Returns the marks. `thousands` is what the user has said.
+    pub fn judge(&self, thousands: Option<char>) -> NumberFormat {
         let is_comma = match thousands {
             Some(mark) if [',', '.'].contains(&mark) => mark == '.',
             _ => self.decimal_comma > 0 && self.decimal_point == 0,
@@ -293,12 +290,12 @@ mod tests {
             (&["20,5", "20.5"], ('.', None)),
             (&["a", "1.2.3", "01.02.2024", "12:30", "1,2,3", "-"], ('.', None)),
         ] {
-            let judged = MarksSeen::of(cells.iter().copied()).judge(None, None);
+            let judged = MarksSeen::of(cells.iter().copied()).judge(None);
             assert_eq!((judged.decimal, judged.thousands), expected, "{cells:?}");
         }
-        let said = MarksSeen::of(["1,234"].into_iter()).judge(None, Some(','));
+        let said = MarksSeen::of(["1,234"].into_iter()).judge(Some(','));
         assert_eq!(said, NumberFormat { decimal: '.', thousands: Some(',') });
-        let said = MarksSeen::of(["1.234"].into_iter()).judge(None, Some('.'));
+        let said = MarksSeen::of(["1.234"].into_iter()).judge(Some('.'));
         assert_eq!(said, GERMAN);
     }
 

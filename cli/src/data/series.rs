@@ -120,14 +120,11 @@ impl SeriesTable {
         let times: Vec<_> = times.collect();
         let mut notes = Vec::new();
         let read = |(label, rows): (Option<String>, &Vec<usize>)| {
-            let whose = label.as_ref().map(|label| format!("series {}", quote(label)));
             let mut own = Vec::new();
-            let series = Series::read(&csv, (&chosen, &times), label, rows, &mut own);
-            notes.extend((!own.is_empty()).then(|| (whose.clone(), own)));
-            match whose {
-                Some(whose) => series.context(whose),
-                None => series,
-            }
+            let series = Series::read(&csv, (&chosen, &times), label.clone(), rows, &mut own);
+            let series = with_series(label.as_deref(), series);
+            notes.extend((!own.is_empty()).then_some((label, own)));
+            series
         };
         let series = labels.into_iter().zip(&rows).map(read).collect::<Result<_>>();
         let series = series.with_context(shown)?;
@@ -202,10 +199,19 @@ impl Series {
     }
 }
 
+/// Names the series, if there are several, in an error.
+pub fn with_series<T>(label: Option<&str>, result: Result<T>) -> Result<T> {
+    match label {
+        Some(label) => result.with_context(|| format!("series {}", quote(label))),
+        None => result,
+    }
+}
+
 /// Logs the notes on the first series that has some, and how many others have some.
 fn log_notes(notes: &[(Option<String>, Vec<String>)]) {
     let Some((whose, first)) = notes.first() else { return };
-    let whose = whose.as_ref().map_or_else(String::new, |whose| format!("{whose}: "));
+    let whose =
+        whose.as_ref().map_or_else(String::new, |label| format!("series {}: ", quote(label)));
     for note in first {
         log(format_args!("note: {whose}{note}"));
     }
@@ -219,13 +225,7 @@ fn groups(csv: &CsvTable, column: usize) -> Result<Vec<(Option<String>, Vec<usiz
     let mut groups: Vec<(Option<String>, Vec<usize>)> = Vec::new();
     let mut indices = HashMap::new();
     for (at, row) in csv.rows().enumerate() {
-        let name = row.cell(column);
-        ensure!(
-            !name.is_empty(),
-            "line {}: the series column {} is empty",
-            row.line,
-            quote(&csv.names[column])
-        );
+        let name = csv.name_cell(row, column, "series")?;
         let index = *indices.entry(name).or_insert_with(|| {
             groups.push((Some(name.to_owned()), Vec::new()));
             groups.len() - 1

@@ -468,13 +468,7 @@ fn sequences(csv: &CsvTable, column: usize) -> Result<Vec<Range<usize>>> {
     let mut seen = HashSet::new();
     let mut now = "";
     for (at, row) in csv.rows().enumerate() {
-        let name = row.cell(column);
-        ensure!(
-            !name.is_empty(),
-            "line {}: the sequence column {} is empty",
-            row.line,
-            quote(&csv.names[column])
-        );
+        let name = csv.name_cell(row, column, "sequence")?;
         match sequences.last_mut() {
             Some(last) if name == now => last.end = at + 1,
             _ => {

@@ -50,7 +50,8 @@ pub fn check_marks(character: char, numbers: NumberFormat) -> Result<()> {
 /// Parses a decimal mark.
 fn decimal(text: &str) -> Result<char> {
     match text {
-        "." | "," => Ok(if text == "." { '.' } else { ',' }),
+        "." => Ok('.'),
+        "," => Ok(','),
         _ => bail!("expected a point or a comma"),
     }
 }

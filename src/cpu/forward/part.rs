@@ -54,7 +54,7 @@ impl ForwardPart {
         Ok(Team::new(members, left, row_block.sharing, row_block.active_steps()))
     }
 
-    /// Returns the part of some blocks, for up to `rows` rows M in chunks of up to `chunk_rows` rows.
+    /// Returns the part of some blocks, for up to `rows` rows M, and `chunk_rows` rows of a chunk.
     fn new(
         weights: &Arc<ForwardWeights>,
         blocks: Range<usize>,

@@ -1,12 +1,12 @@
 //! [`ForecastRun`]: the windows of a series that `gru forecast` trains on.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use gru_wgpu::{Dataset, ParamLayout};
 
 use super::config::{ForecastConfig, ForecastSettings};
 use super::plot;
 use crate::commands::training_run::TrainingRun;
-use crate::data::series::{Series, SeriesSource, SeriesTable};
+use crate::data::series::{Series, SeriesSource, SeriesTable, with_series};
 use crate::data::windows::{Origin, WindowSet, WindowSizes, WindowSplit, Windows};
 use crate::rundir::epochs::EpochMetrics;
 use crate::rundir::folder::KeptModel;
@@ -56,11 +56,7 @@ impl ForecastRun {
 /// Splits each series by itself, so that its end is held out.
 pub fn split(sizes: &WindowSizes, table: &SeriesTable) -> Result<Vec<WindowSplit>> {
     let split = |series: &Series| {
-        let split = WindowSplit::new(sizes, series.values().len());
-        match &series.label {
-            Some(label) => split.with_context(|| format!("series {}", quote(label))),
-            None => split,
-        }
+        with_series(series.label.as_deref(), WindowSplit::new(sizes, series.values().len()))
     };
     table.series.iter().map(split).collect()
 }
