@@ -301,6 +301,7 @@ pub use training::dataset::{Dataset, Example, Target, TargetArray, TrainingBatch
 pub use training::learner::{Learner, LearnerConfig, LearnerState, LossGradient, StepMetrics};
 pub use training::progress::{BestNetwork, DataFingerprints, Event, Progress, StopReason};
 pub use training::trainer::Trainer;
+pub use training::windows::SequenceWindows;
 pub use wgpu;
 
 // The examples of README and of the guides are tests.

@@ -337,6 +337,10 @@ impl<S: Read + Seek> Tensors<S> {
         Ok(Self { source, data, header })
     }
 
+    pub fn has(&self, name: &str) -> bool {
+        self.shape(name).is_some()
+    }
+
     fn shape(&self, name: &str) -> Option<&[usize]> {
         self.header.info(name).map(|info| &info.shape[..])
     }
@@ -530,7 +534,7 @@ impl<S: Read + Seek> Tensors<S> {
         }
     }
 
-    fn tensor(&mut self, name: &str) -> Result<ArrayD<f32>> {
+    pub fn tensor(&mut self, name: &str) -> Result<ArrayD<f32>> {
         let info = self.header.info(name).ok_or_else(|| missing(name))?.clone();
         let (first, end) = info.data_offsets;
         let what = quote(name);

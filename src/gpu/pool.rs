@@ -390,6 +390,7 @@ mod tests {
     use ndarray::{Array2, Array3};
 
     use super::*;
+    use crate::gpu::session::CopyRegion;
     use crate::model::device::{test_device, test_device_with_bindings};
     use crate::model::gru::Gru;
     use crate::{
@@ -418,7 +419,10 @@ mod tests {
             let mut session = pollster::block_on(session).unwrap();
             let to = session.plan().run_buffers().x;
             match copies {
-                true => session.copy_in(&other, to, 0..x.len()),
+                true => {
+                    let whole = CopyRegion { from: 0, to: 0, len: x.len() };
+                    session.copy_in(&other, to, vec![whole]);
+                }
                 false => session.clear(to, 0..x.len()),
             }
             drop(session);

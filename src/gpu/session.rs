@@ -119,7 +119,31 @@ pub(crate) struct Read<'a, T> {
 #[derive(Debug)]
 enum Prologue {
     Zero(BufferId, Range<usize>),
-    Copy(wgpu::Buffer, BufferId, Range<usize>),
+    Copy(wgpu::Buffer, BufferId, Vec<CopyRegion>),
+}
+
+/// Elements to copy from one buffer to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CopyRegion {
+    /// The first element in the source.
+    pub from: usize,
+    /// The first element in the destination.
+    pub to: usize,
+    pub len: usize,
+}
+
+impl CopyRegion {
+    /// Encodes the copy. Both buffers have elements of `element`.
+    pub fn encode(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        element: ElementType,
+        from: &wgpu::Buffer,
+        to: &wgpu::Buffer,
+    ) {
+        let [source, target, size] = [self.from, self.to, self.len].map(|len| element.bytes(len));
+        encoder.copy_buffer_to_buffer(from, source, to, target, Some(size));
+    }
 }
 
 /// A stage with its pipelines and bind groups.
@@ -255,26 +279,31 @@ impl Session {
         assert!(range.end <= *len, "{range:?} is out of range for the {len} elements of {name}");
     }
 
-    /// Queues a copy of all of `from` to a range of a buffer, to run before the next pass.
-    pub fn copy_in(&mut self, from: &wgpu::Buffer, to: BufferId, range: Range<usize>) {
-        self.zeros.retain(|(id, zero)| *id != to || !overlap(zero, &range));
-        self.prologue.push(Prologue::Copy(from.clone(), to, range));
+    /// Queues copies of elements of `from`, of the same type, to a buffer, to run before the next
+    /// pass.
+    pub fn copy_in(&mut self, from: &wgpu::Buffer, to: BufferId, regions: Vec<CopyRegion>) {
+        for CopyRegion { to: first, len, .. } in &regions {
+            let range = *first..first + len;
+            self.zeros.retain(|(id, zero)| *id != to || !overlap(zero, &range));
+        }
+        self.prologue.push(Prologue::Copy(from.clone(), to, regions));
     }
 
-    /// Queues a copy of a range of a buffer into a new buffer, and returns the new buffer.
+    /// Queues copies of elements of a buffer to `to`.
     pub async fn copy_out(
         &self,
-        name: &str,
         from: BufferId,
-        range: Range<usize>,
-    ) -> Result<wgpu::Buffer> {
+        to: &wgpu::Buffer,
+        regions: &[CopyRegion],
+    ) -> Result<()> {
+        let BufferSpec { name, element, .. } = self.plan.spec(from);
         let copy = || {
-            let (offset, size) = self.plan.spec(from).byte_range(&range);
-            let copy = self.gpu.buffer(name, size);
             let mut encoder = self.gpu.encoder(name);
-            encoder.copy_buffer_to_buffer(self.buffer(from), offset, &copy, 0, size);
+            for region in regions {
+                region.encode(&mut encoder, *element, self.buffer(from), to);
+            }
             self.gpu.submit(encoder.finish());
-            Ok(copy)
+            Ok(())
         };
         self.gpu.guard(copy).await
     }
@@ -353,9 +382,11 @@ impl Session {
                 let (offset, size) = self.plan.spec(*id).byte_range(range);
                 encoder.clear_buffer(self.buffer(*id), offset, Some(size));
             }
-            Prologue::Copy(from, id, range) => {
-                let (offset, size) = self.plan.spec(*id).byte_range(range);
-                encoder.copy_buffer_to_buffer(from, 0, self.buffer(*id), offset, size);
+            Prologue::Copy(from, id, regions) => {
+                let element = self.plan.spec(*id).element;
+                for region in regions {
+                    region.encode(encoder, element, from, self.buffer(*id));
+                }
             }
         }
     }

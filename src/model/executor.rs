@@ -16,10 +16,12 @@ use std::sync::Arc;
 use ndarray::{CowArray, Ix3};
 
 use crate::error::Result;
+use crate::gpu::context::Gpu;
 use crate::gpu::pool::{GradientAccumulator, PooledSession, SessionKey, SessionPool};
-use crate::gpu::session::{Read, Session};
+use crate::gpu::session::{CopyRegion, Read, Session};
 use crate::gpu::wait::Wait;
-use crate::plan::{BufferId, Mode, Pass, Plan, RunPurpose};
+use crate::model::state::{State, StateRows, state_rows};
+use crate::plan::{BufferId, Mode, Pass, Plan, RunPurpose, StateSlot};
 use crate::spec::chunk::Chunk;
 use crate::spec::config::Shape;
 use crate::spec::element::ElementType;
@@ -90,15 +92,15 @@ pub(crate) enum UploadData<'a> {
     U32(Cow<'a, [u32]>),
     /// An array with any strides.
     Array(CowArray<'a, f32, Ix3>),
-    /// A whole buffer on the same device.
-    Buffer(&'a wgpu::Buffer),
+    /// Elements of a buffer on the same device, and where they go in the session's buffer.
+    Buffer(&'a wgpu::Buffer, Vec<CopyRegion>),
 }
 
 impl UploadData<'_> {
     /// Returns the number of bytes to transfer from the host to the device.
     pub fn bytes(&self) -> u64 {
         match self {
-            Self::Zeros | Self::Buffer(_) => 0,
+            Self::Zeros | Self::Buffer(..) => 0,
             Self::F32(numbers) => ElementType::F32.bytes(numbers.len()),
             Self::U32(numbers) => ElementType::U32.bytes(numbers.len()),
             Self::Array(array) => ElementType::F32.bytes(array.len()),
@@ -110,7 +112,7 @@ impl Upload<'_> {
     async fn queue(&self, session: &mut Session, wait: Wait) -> Result<()> {
         let (buffer, first) = (self.buffer, self.range.start);
         match &self.data {
-            UploadData::Buffer(from) => session.copy_in(from, buffer, self.range.clone()),
+            UploadData::Buffer(from, regions) => session.copy_in(from, buffer, regions.clone()),
             UploadData::Zeros => session.clear(buffer, self.range.clone()),
             UploadData::F32(numbers) => session.write(buffer, first, numbers, wait).await?,
             UploadData::U32(numbers) => session.write(buffer, first, numbers, wait).await?,
@@ -172,6 +174,8 @@ pub(crate) struct Executor<'a> {
     key: SessionKey,
     chunks: Vec<ExecutorChunk>,
     accumulator: Option<&'a GradientAccumulator>,
+    /// `[L·D, B, H]`: receives the states after the last steps, if they are kept.
+    last_states: Option<wgpu::Buffer>,
     wait: Wait,
 }
 
@@ -202,12 +206,25 @@ impl<'a> Executor<'a> {
             plan: planned.plan,
             session: None,
         });
-        Ok(Self { model, key, chunks: chunks.collect(), accumulator: None, wait })
+        let (accumulator, last_states) = Default::default();
+        Ok(Self { model, key, chunks: chunks.collect(), accumulator, last_states, wait })
     }
 
     /// Adds the gradient and the loss of each chunk to `accumulator`.
     pub fn with_accumulator(self, accumulator: &'a GradientAccumulator) -> Self {
         Self { accumulator: Some(accumulator), ..self }
+    }
+
+    /// Keeps the states after the last steps, for [`Self::into_last_states`].
+    pub async fn keep_last_states(&mut self) -> Result<()> {
+        self.last_states = Some(new_states(self.model.pool.gpu(), self.key.shape).await?);
+        Ok(())
+    }
+
+    /// Returns the states after the last steps, if they were kept.
+    pub fn into_last_states(self) -> Option<State> {
+        let Self { model, key, last_states, .. } = self;
+        last_states.map(|states| State::from_buffer(model.pool.gpu(), states, key.shape.state()))
     }
 
     /// Returns the shape of the whole run.
@@ -217,10 +234,6 @@ impl<'a> Executor<'a> {
 
     pub fn mode(&self) -> Mode {
         self.key.mode
-    }
-
-    pub fn wait(&self) -> Wait {
-        self.wait
     }
 
     /// True if the run has several chunks.
@@ -286,6 +299,9 @@ impl<'a> Executor<'a> {
         for &pass in run.passes() {
             hooks.run(session, pass, self.wait).await?;
         }
+        if let Some(states) = &self.last_states {
+            copy_last_states(session, position.chunk, self.key.shape, states).await?;
+        }
         let reads = run.reads(&position, session.plan());
         hooks.before_read(reads.iter().map(|read| ElementType::F32.bytes(read.range.len())).sum());
         if !reads.is_empty() {
@@ -310,4 +326,29 @@ impl<'a> Executor<'a> {
         let (plan, AdapterModel { pool, params, version, .. }) = (plan.take(), self.model);
         pool.session(params, version, key, plan, self.accumulator).await
     }
+}
+
+/// Makes a buffer for the states `[L·D, B, H]` of a run of `shape`.
+async fn new_states(gpu: &Gpu, shape: Shape) -> Result<wgpu::Buffer> {
+    let bytes = ElementType::F32.bytes(shape.state().iter().product());
+    gpu.guard(|| Ok(gpu.buffer("state", bytes))).await
+}
+
+/// Queues a copy of the states after a chunk's last steps to their rows in `states`, those of the
+/// whole run. Of several chunks with the same rows, the last one has the run's last states.
+async fn copy_last_states(
+    session: &Session,
+    chunk: &Chunk,
+    whole: Shape,
+    states: &wgpu::Buffer,
+) -> Result<()> {
+    let shape = chunk.shape(whole);
+    let last = StateSlot::Last.range(shape).start;
+    let rows = state_rows(shape.state(), whole.batch, chunk.rows.start);
+    let region = |rows: StateRows| {
+        let StateRows { of_rows, of_all, len } = rows;
+        CopyRegion { from: last + of_rows, to: of_all, len }
+    };
+    let regions: Vec<_> = rows.map(region).collect();
+    session.copy_out(session.plan().run_buffers().states, states, &regions).await
 }

@@ -64,14 +64,14 @@ impl Tape {
         /// # Errors
         /// [`Error::OutOfMemory`] or [`Error::DeviceLost`].
         pub fn state, state_async(&self) -> Result<State> {
-            |wait| self.copy_state(wait)
+            |_| self.copy_state()
         }
     }
 
-    async fn copy_state(&self, wait: Wait) -> Result<State> {
+    async fn copy_state(&self) -> Result<State> {
         match &self.record {
             TapeRecord::Cpu(trace) => Ok(State::from_array(trace.h_n().clone())),
-            TapeRecord::Gpu(recorded) => recorded.state(wait).await,
+            TapeRecord::Gpu(recorded) => recorded.state().await,
         }
     }
 }

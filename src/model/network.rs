@@ -11,6 +11,7 @@ use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::executor::{ChunkPosition, ChunkedRun, Executor, RunInput, Upload, UploadData};
 use crate::model::gru::Gru;
+use crate::model::state::State;
 use crate::plan::{Mode, Plan, RunPurpose, StateSlot};
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
@@ -95,6 +96,52 @@ impl Network {
         pub fn forward, forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<ArrayD<f32>> {
             |wait| self.run(batch.into(), wait)
         }
+
+        /// Computes the outputs of a batch that continues another one, from the states that it left
+        /// on the device (zeros if `None`). Also returns the states after the last steps, for the
+        /// batch that continues this one. Pieces of a long sequence give the outputs of the whole
+        /// sequence:
+        ///
+        /// ```
+        /// use gru_wgpu::{Device, GruConfig, Head, Init, Network, ParamLayout, Params};
+        /// use ndarray::{Array3, Axis, s};
+        ///
+        /// let layout = ParamLayout::with_head(&GruConfig::pytorch(3, 8), Head::every_step(1))?;
+        /// let network = Network::new(Params::init_of(layout, Init::Uniform, 1)?, &Device::cpu())?;
+        /// let long = Array3::from_shape_fn((100, 2, 3), |(t, b, i)| ((t + b + i) as f32).sin());
+        /// let whole = network.forward(&long)?;
+        /// let mut state = None;
+        /// for (at, piece) in long.axis_chunks_iter(Axis(0), 25).enumerate() {
+        ///     let (outputs, last) = network.forward_from(state.as_ref(), piece)?;
+        ///     assert_eq!(outputs, whole.slice(s![25 * at..25 * (at + 1), .., ..]).into_dyn());
+        ///     state = Some(last);
+        /// }
+        /// # Ok::<(), gru_wgpu::Error>(())
+        /// ```
+        ///
+        /// # Errors
+        /// The errors of [`Gru::forward_from`].
+        pub fn forward_from, forward_from_async<'a>(
+            &self,
+            state: Option<&State>,
+            batch: impl Into<Batch<'a>>
+        ) -> Result<(ArrayD<f32>, State)> {
+            |wait| async { Ok(kept(self.run_from(state, batch.into(), true, wait).await?)) }
+        }
+
+        /// Runs the GRU over a batch without the head, and returns the states after the last steps.
+        /// Like [`Self::forward_from`], it starts from `state`. On an adapter nothing is
+        /// downloaded.
+        ///
+        /// # Errors
+        /// The errors of [`Gru::forward_from`].
+        pub fn advance, advance_async<'a>(
+            &self,
+            state: Option<&State>,
+            batch: impl Into<Batch<'a>>
+        ) -> Result<State> {
+            |wait| self.run_advance(state, batch.into(), wait)
+        }
     }
 
     blocking_and_async! {
@@ -134,6 +181,21 @@ impl Network {
         ) -> Result<Evaluation> {
             |wait| self.run_evaluation(loss, batch.into(), targets.into(), wait)
         }
+
+        /// Evaluates a batch like [`Self::evaluate`], from the states that another batch left on the
+        /// device, as [`Self::forward_from`] does. Also returns the states after the last steps.
+        ///
+        /// # Errors
+        /// The errors of [`Self::evaluate`] and [`Gru::forward_from`].
+        pub fn evaluate_from, evaluate_from_async<'b, 't>(
+            &self,
+            loss: &Loss,
+            state: Option<&State>,
+            batch: impl Into<Batch<'b>>,
+            targets: impl Into<Targets<'t>>
+        ) -> Result<(Evaluation, State)> {
+            |wait| self.run_evaluation_from(loss, state, batch.into(), targets.into(), wait)
+        }
     }
 
     async fn run_each(
@@ -167,38 +229,122 @@ impl Network {
         targets: Targets<'_>,
         wait: Wait,
     ) -> Result<Evaluation> {
-        let (batch, shape) = self.gru.check(None, batch.reborrow())?;
-        let targets = PreparedTargets::new(&self.head, loss, shape, batch.lengths, &targets, 1.0)?;
+        let (start, shape) = self.start(None, batch, false)?;
+        Ok(self.evaluate_run(loss, shape, start, &targets, wait).await?.0)
+    }
+
+    pub(crate) async fn run_evaluation_from(
+        &self,
+        loss: &Loss,
+        state: Option<&State>,
+        batch: Batch<'_>,
+        targets: Targets<'_>,
+        wait: Wait,
+    ) -> Result<(Evaluation, State)> {
+        let (start, shape) = self.start(state, batch.reborrow(), true)?;
+        Ok(kept(self.evaluate_run(loss, shape, start, &targets, wait).await?))
+    }
+
+    async fn evaluate_run(
+        &self,
+        loss: &Loss,
+        shape: Shape,
+        start: RunStart<'_>,
+        targets: &Targets<'_>,
+        wait: Wait,
+    ) -> Result<(Evaluation, Option<State>)> {
+        let lengths = start.batch.lengths;
+        let targets = PreparedTargets::new(&self.head, loss, shape, lengths, targets, 1.0)?;
         if self.gru.device().is_adapter() {
-            return self.evaluate_on_adapter(loss, shape, batch, &targets, wait).await;
+            return self.evaluate_on_adapter(loss, shape, start, &targets, wait).await;
         }
-        let mut outputs = self.run(batch, wait).await?;
+        let (mut outputs, last) = self.run_on_host(shape, start.batch)?;
         let outputs = outputs.as_slice_mut().expect("standard layout");
         let correct = targets.correct(outputs);
         let loss = targets.differentiate(loss, outputs);
-        Ok(Evaluation { counted: targets.counted(), loss, correct })
+        Ok((Evaluation { counted: targets.counted(), loss, correct }, Some(last)))
     }
 
     pub(crate) async fn run(&self, batch: Batch<'_>, wait: Wait) -> Result<ArrayD<f32>> {
-        let (batch, shape) = self.gru.check(None, batch.reborrow())?;
+        Ok(self.run_from(None, batch, false, wait).await?.0)
+    }
+
+    /// Returns the outputs and, if `keeps_last` or on the CPU, the states after the last steps.
+    async fn run_from(
+        &self,
+        state: Option<&State>,
+        batch: Batch<'_>,
+        keeps_last: bool,
+        wait: Wait,
+    ) -> Result<(ArrayD<f32>, Option<State>)> {
+        let (start, shape) = self.start(state, batch.reborrow(), keeps_last)?;
         if self.gru.device().is_adapter() {
-            return self.run_on_adapter(shape, batch, wait).await;
+            return self.run_on_adapter(shape, start, wait).await;
         }
+        let (outputs, last) = self.run_on_host(shape, start.batch)?;
+        Ok((outputs, Some(last)))
+    }
+
+    pub(crate) async fn run_advance(
+        &self,
+        state: Option<&State>,
+        batch: Batch<'_>,
+        wait: Wait,
+    ) -> Result<State> {
+        let (start, shape) = self.start(state, batch.reborrow(), true)?;
+        if !self.gru.device().is_adapter() {
+            let (_, h_n) = cpu::forward(self.params(), self.gru.cpu_weights(), start.batch)?;
+            return Ok(State::from_array(h_n));
+        }
+        let mut executor = self.executor(shape, RunPurpose::States, &start, wait).await?;
+        let mut run = AdvanceRun { input: CarriedInput::new(start)? };
+        executor.run(&mut run).await?;
+        Ok(kept(((), executor.into_last_states())).1)
+    }
+
+    /// Checks a batch and the states that it starts from. Returns them with the shape of the run.
+    fn start<'a>(
+        &self,
+        state: Option<&'a State>,
+        batch: Batch<'a>,
+        keeps_last: bool,
+    ) -> Result<(RunStart<'a>, Shape)> {
+        let (batch, shape) = self.gru.check(state, batch)?;
+        Ok((RunStart { state, batch, keeps_last }, shape))
+    }
+
+    /// Returns the executor of an inference run.
+    async fn executor(
+        &self,
+        shape: Shape,
+        purpose: RunPurpose,
+        start: &RunStart<'_>,
+        wait: Wait,
+    ) -> Result<Executor<'_>> {
+        let model = self.gru.on_adapter()?;
+        let mut executor = Executor::new(model, shape, Mode::Inference, purpose, wait)?;
+        if start.keeps_last {
+            executor.keep_last_states().await?;
+        }
+        Ok(executor)
+    }
+
+    fn run_on_host(&self, shape: Shape, batch: Batch<'_>) -> Result<(ArrayD<f32>, State)> {
         let (y, h_n) = cpu::forward(self.params(), self.gru.cpu_weights(), batch)?;
         let features = self.head.features(shape, &y, &h_n);
         let outputs = Linear::new(self.params()).forward(features.view());
-        Ok(self.shape_outputs(shape, outputs.into_raw_vec_and_offset().0))
+        let outputs = self.shape_outputs(shape, outputs.into_raw_vec_and_offset().0);
+        Ok((outputs, State::from_array(h_n)))
     }
 
     async fn run_on_adapter(
         &self,
         shape: Shape,
-        batch: Batch<'_>,
+        start: RunStart<'_>,
         wait: Wait,
-    ) -> Result<ArrayD<f32>> {
-        let (mode, purpose) = (Mode::Inference, RunPurpose::Outputs);
-        let mut executor = Executor::new(self.gru.on_adapter()?, shape, mode, purpose, wait)?;
-        let input = CarriedInput::new(&executor, batch).await?;
+    ) -> Result<(ArrayD<f32>, Option<State>)> {
+        let mut executor = self.executor(shape, RunPurpose::Outputs, &start, wait).await?;
+        let input = CarriedInput::new(start)?;
         let len = self.head.rows(shape) * self.head.outputs;
         let outputs = match executor.is_chunked() {
             true => try_lazy_zeros("the outputs", len)?,
@@ -207,27 +353,28 @@ impl Network {
         };
         let mut run = OutputRun { input, head: self.head, shape, outputs };
         executor.run(&mut run).await?;
-        Ok(self.shape_outputs(shape, run.outputs))
+        Ok((self.shape_outputs(shape, run.outputs), executor.into_last_states()))
     }
 
     async fn evaluate_on_adapter(
         &self,
         loss: &Loss,
         shape: Shape,
-        batch: Batch<'_>,
+        start: RunStart<'_>,
         targets: &PreparedTargets,
         wait: Wait,
-    ) -> Result<Evaluation> {
-        let (mode, purpose) = (Mode::Inference, RunPurpose::Evaluation(*loss));
-        let mut executor = Executor::new(self.gru.on_adapter()?, shape, mode, purpose, wait)?;
-        let input = CarriedInput::new(&executor, batch.reborrow()).await?;
+    ) -> Result<(Evaluation, Option<State>)> {
+        let purpose = RunPurpose::Evaluation(*loss);
+        let mut executor = self.executor(shape, purpose, &start, wait).await?;
+        let input = CarriedInput::new(start)?;
         let (sums, of_chunk) = Default::default();
         let mut run = EvaluationRun { input, head: self.head, shape, targets, sums, of_chunk };
         executor.run(&mut run).await?;
         let sum = |column: usize| run.sums.iter().map(|sums| f64::from(sums[column])).sum::<f64>();
         let has_classes = matches!(targets.targets, TargetData::Classes(_));
         let correct = has_classes.then(|| sum(1) as usize);
-        Ok(Evaluation { counted: targets.counted(), loss: sum(0), correct })
+        let evaluation = Evaluation { counted: targets.counted(), loss: sum(0), correct };
+        Ok((evaluation, executor.into_last_states()))
     }
 
     /// Gives the outputs of all rows the head's shape.
@@ -238,6 +385,11 @@ impl Network {
     }
 }
 
+/// Returns the results of a run that kept its last states.
+fn kept<T>((results, last): (T, Option<State>)) -> (T, State) {
+    (results, last.expect("the run kept its last states"))
+}
+
 /// A network's input, and the states that are carried from one chunk to the next.
 struct CarriedInput<'a> {
     input: RunInput<'a>,
@@ -245,9 +397,28 @@ struct CarriedInput<'a> {
     h_n: Option<Array3<f32>>,
 }
 
+/// A checked batch of an inference run, and the states that it starts from, those of the batch if
+/// `None`.
+struct RunStart<'a> {
+    state: Option<&'a State>,
+    batch: Batch<'a>,
+    /// True if the states after the last steps are kept on the device.
+    keeps_last: bool,
+}
+
+impl<'a> RunStart<'a> {
+    /// Prepares the input of a run on an adapter.
+    fn input<'b>(self) -> Result<RunInput<'b>>
+    where
+        'a: 'b,
+    {
+        RunInput::new(Mode::Inference, self.state, self.batch.reborrow())
+    }
+}
+
 impl<'a> CarriedInput<'a> {
-    async fn new(executor: &Executor<'_>, batch: Batch<'a>) -> Result<Self> {
-        Ok(Self { input: RunInput::new(executor, None, batch).await?, h_n: None })
+    fn new<'s: 'a>(start: RunStart<'s>) -> Result<Self> {
+        Ok(Self { input: start.input()?, h_n: None })
     }
 
     fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
@@ -263,6 +434,21 @@ impl<'a> CarriedInput<'a> {
         let h_n = self.h_n.insert(Array3::zeros(at.shape.state()));
         let (buffer, range) = (plan.run_buffers().states, StateSlot::Last.range(at.shape));
         Some(Read { buffer, range, to: Destination::rows(h_n.view_mut()) })
+    }
+}
+
+/// A run that reads x and leaves the last states on the device.
+struct AdvanceRun<'a> {
+    input: CarriedInput<'a>,
+}
+
+impl ChunkedRun for AdvanceRun<'_> {
+    fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {
+        self.input.uploads(at, plan)
+    }
+
+    fn reads<'s>(&'s mut self, at: &ChunkPosition<'_>, plan: &Plan) -> Vec<Read<'s, f32>> {
+        self.input.read(at, plan).into_iter().collect()
     }
 }
 

@@ -222,7 +222,7 @@ impl Gru {
         let mode = if dy.is_some() { Mode::Training } else { Mode::Inference };
         let mut executor =
             Executor::new(self.on_adapter()?, shape, mode, RunPurpose::States, wait)?;
-        let input = RunInput::new(&executor, None, batch.reborrow()).await?;
+        let input = RunInput::new(executor.mode(), None, batch.reborrow())?;
         let forward = ForwardRun::new(&executor, input, None)?;
         let backward = |dy| BackwardRun::new(&executor, Some(ArrayView3::reborrow(dy)), None, None);
         let backward = dy.map(backward).transpose()?;

@@ -1,19 +1,21 @@
 //! [`State`]: a model's states, kept on the device between runs.
 
-use ndarray::{Array3, ArrayView3};
+use ndarray::{Array3, ArrayView3, s};
 
 use crate::error::{Error, Result, check_shape};
 use crate::gpu::context::Gpu;
+use crate::gpu::session::CopyRegion;
 use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::{Device, DeviceTarget};
 use crate::spec::config::Shape;
+use crate::spec::element::ElementType::F32;
 
 /// The states of all cells, `[L·D, B, H]`, on the device that computed them.
 ///
-/// [`Tape::state`](crate::Tape::state) returns a state, and
-/// [`Gru::forward_train_from`](crate::Gru::forward_train_from) starts from it. A state is immutable
-/// and cheap to clone.
+/// [`Tape::state`](crate::Tape::state), [`Learner::step_from`](crate::Learner::step_from) and
+/// [`Network::forward_from`](crate::Network::forward_from) return a state, and the next run starts
+/// from it. A state is immutable and cheap to clone.
 #[derive(Clone, Debug)]
 pub struct State {
     shape: [usize; 3],
@@ -61,11 +63,43 @@ impl State {
         }
     }
 
+    /// Returns the states of a state in host memory, which a run on any device may start from.
+    pub(crate) fn host(&self) -> Option<ArrayView3<'_, f32>> {
+        match &self.storage {
+            StateStorage::Host(array) => Some(array.view()),
+            StateStorage::Device(..) => None,
+        }
+    }
+
     /// Returns the buffer of a state on an adapter, `None` on the CPU.
     pub(crate) fn buffer(&self) -> Option<&wgpu::Buffer> {
         match &self.storage {
             StateStorage::Host(_) => None,
             StateStorage::Device(_, buffer) => Some(buffer),
+        }
+    }
+
+    /// Returns the states of the first `rows` rows, in new memory.
+    pub(crate) async fn first_rows(&self, rows: usize) -> Result<Self> {
+        let [cells, all, hidden] = self.shape;
+        let shape = [cells, rows, hidden];
+        match &self.storage {
+            StateStorage::Host(array) => {
+                Ok(Self::from_array(array.slice(s![.., ..rows, ..]).to_owned()))
+            }
+            StateStorage::Device(gpu, buffer) => {
+                let copy = || {
+                    let to = gpu.buffer("state", F32.bytes(cells * rows * hidden));
+                    let mut encoder = gpu.encoder("state");
+                    for StateRows { of_all, of_rows, len } in state_rows(shape, all, 0) {
+                        let region = CopyRegion { from: of_all, to: of_rows, len };
+                        region.encode(&mut encoder, F32, buffer, &to);
+                    }
+                    gpu.submit(encoder.finish());
+                    Ok(to)
+                };
+                Ok(Self::from_buffer(gpu, gpu.guard(copy).await?, shape))
+            }
         }
     }
 
@@ -81,7 +115,7 @@ impl State {
     ) -> Result<Option<ArrayView3<'_, f32>>> {
         check_shape("the state [L·D, B, H]", &shape.state(), &self.shape)?;
         match (&self.storage, device.target()) {
-            (StateStorage::Host(array), DeviceTarget::Cpu) => Ok(Some(array.view())),
+            (StateStorage::Host(array), _) => Ok(Some(array.view())),
             (StateStorage::Device(gpu, _), DeviceTarget::Gpu(other))
                 if gpu.is_same_device(other) =>
             {
@@ -93,4 +127,30 @@ impl State {
             }),
         }
     }
+}
+
+/// Elements of some rows of states that are contiguous among those rows and among all rows.
+pub(crate) struct StateRows {
+    /// The first element in the states of these rows, `[L·D, b, H]`.
+    pub of_rows: usize,
+    /// The first element in the states of all rows, `[L·D, B, H]`.
+    pub of_all: usize,
+    pub len: usize,
+}
+
+/// Returns the elements of the states `[L·D, b, H]` of some of `all` rows, the first of which is
+/// `first`.
+pub(crate) fn state_rows(
+    [cells, rows, hidden]: [usize; 3],
+    all: usize,
+    first: usize,
+) -> impl Iterator<Item = StateRows> {
+    // All rows are one block.
+    let [cells, len] =
+        if rows == all { [1, cells * rows * hidden] } else { [cells, rows * hidden] };
+    (0..cells).map(move |cell| StateRows {
+        of_rows: cell * len,
+        of_all: (cell * all + first) * hidden,
+        len,
+    })
 }

@@ -70,6 +70,33 @@ pub enum Targets<'a> {
     Values(ArrayViewD<'a, f32>),
     /// Classes, `[T, B]` (`[B, T]` in a batch-first run) or `[B]`.
     Classes(ArrayViewD<'a, i32>),
+    /// Targets of which only some rows count; see [`Targets::with_mask`].
+    Masked {
+        /// The targets of all rows.
+        targets: Box<Targets<'a>>,
+        /// True for each row that counts, `[T, B]` (`[B, T]` in a batch-first run) or `[B]`.
+        mask: ArrayViewD<'a, bool>,
+    },
+}
+
+impl<'a> Targets<'a> {
+    /// Counts only the rows of outputs where `mask` is true: the loss is the mean over them, and
+    /// the targets of other rows are not read. The mask is `[T, B]` (`[B, T]` in a batch-first run)
+    /// or `[B]`.
+    ///
+    /// ```
+    /// use gru_wgpu::Targets;
+    /// use ndarray::{Array2, Array3};
+    ///
+    /// // Only the last of 20 steps has a target.
+    /// let values = Array3::<f32>::zeros((20, 4, 1));
+    /// let mask = Array2::from_shape_fn((20, 4), |(t, _)| t == 19);
+    /// let targets = Targets::from(values.view()).with_mask(mask.view().into_dyn());
+    /// ```
+    #[must_use]
+    pub fn with_mask(self, mask: ArrayViewD<'a, bool>) -> Self {
+        Self::Masked { targets: Box::new(self), mask }
+    }
 }
 
 impl<'a> From<ArrayView3<'a, f32>> for Targets<'a> {
@@ -130,7 +157,14 @@ impl PreparedTargets {
     ) -> Result<Self> {
         let mut counts = head.valid(shape, lengths)?;
         let mut axes = head.row_axes(shape);
+        let mut targets = targets;
+        while let Targets::Masked { targets: inner, mask } = targets {
+            check_shape("the mask of targets", &axes, mask.shape())?;
+            counts.iter_mut().zip(mask).for_each(|(counts, &counted)| *counts &= counted);
+            targets = inner;
+        }
         let (targets, each) = match (targets, loss) {
+            (Targets::Masked { .. }, _) => unreachable!("the masks are applied"),
             (Targets::Values(values), Loss::MeanSquared | Loss::Huber { .. }) => {
                 axes.push(head.outputs);
                 check_shape("targets", &axes, values.shape())?;

@@ -2,7 +2,8 @@
 //!
 //! The file holds the network's tensors under the names that `save_network` uses, then tensors of
 //! the same names with the prefixes `first_moment.`, `second_moment.` and, after a first
-//! validation, `best.`. One metadata entry holds everything else: a hexadecimal checksum, a space,
+//! validation, `best.`, and, in a run that carries states from window to window, `carried_states`.
+//! One metadata entry holds everything else: a hexadecimal checksum, a space,
 //! and a JSON object.
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use std::ffi::OsString;
 use std::io::{Cursor, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use ndarray::Array3;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result, check_shape};
@@ -24,6 +26,7 @@ use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::network::Evaluation;
+use crate::spec::config::GruConfig;
 use crate::spec::optimizer::OptimizerState;
 use crate::spec::params::{ParamLayout, Params};
 use crate::training::config::TrainerConfig;
@@ -36,6 +39,9 @@ mod encoding;
 /// Prefix of the tensor names for each network in the file: parameters, first moments, second
 /// moments, best parameters.
 const PREFIXES: [&str; 4] = ["", "first_moment.", "second_moment.", "best."];
+
+/// The name of the tensor with the carried states.
+const CARRIED: &str = "carried_states";
 
 /// The state of a training run, from which a [`Trainer`] resumes.
 ///
@@ -78,6 +84,9 @@ pub struct Checkpoint {
     pub progress: Progress,
     /// The network with the best validation result so far.
     pub best: Option<BestNetwork>,
+    /// The states `[L·D, B, H]` that the next batch of windows continues from; see
+    /// [`Dataset::stride`](crate::Dataset::stride).
+    pub carried: Option<Array3<f32>>,
     /// Fingerprints of the training and validation sets. `None` before the first run.
     pub data: Option<DataFingerprints>,
     /// Entries of the calling program, under names of its own choice.
@@ -130,8 +139,17 @@ impl Learner {
     ) -> Result<Checkpoint> {
         let state = self.run_state(wait).await?;
         let learner_config = *self.config();
-        let (best, data, notes) = (None, None, BTreeMap::new());
-        Ok(Checkpoint { state, learner_config, trainer_config, progress, best, data, notes })
+        let (best, carried, data, notes) = Default::default();
+        Ok(Checkpoint {
+            state,
+            learner_config,
+            trainer_config,
+            progress,
+            best,
+            carried,
+            data,
+            notes,
+        })
     }
 }
 
@@ -148,8 +166,8 @@ impl Trainer {
         /// Resumes a run from a checkpoint. On the same device the results have the same bits as
         /// without the interruption. [`Self::run`] then accepts only the data sets of the
         /// checkpoint. For a run with its own [`RunOptions`](crate::RunOptions), call
-        /// [`Learner::resume`], [`Learner::with_options`], [`Self::resume`] and
-        /// [`Self::with_data`] instead.
+        /// [`Learner::resume`], [`Learner::with_options`], [`Self::resume`],
+        /// [`Self::with_carried`] and [`Self::with_data`] instead.
         ///
         /// # Errors
         /// The errors of [`Learner::resume`] and [`Self::resume`].
@@ -164,15 +182,21 @@ impl Trainer {
     async fn run_checkpoint(&mut self, wait: Wait) -> Result<Checkpoint> {
         let (trainer_config, progress) = (*self.config(), self.progress());
         let (best, data) = (self.best().cloned(), self.data());
+        let carried = match self.carried() {
+            Some(states) => Some(states.read(wait).await?),
+            None => None,
+        };
         let checkpoint = self.learner().run_checkpoint(trainer_config, progress, wait).await?;
-        Ok(Checkpoint { best, data, ..checkpoint })
+        Ok(Checkpoint { best, carried, data, ..checkpoint })
     }
 
     async fn restore(checkpoint: Checkpoint, device: &Device) -> Result<Self> {
-        let Checkpoint { state, learner_config, trainer_config, progress, best, data, .. } =
-            checkpoint;
+        let Checkpoint {
+            state, learner_config, trainer_config, progress, best, carried, data, ..
+        } = checkpoint;
         let learner = Learner::resume_async(state, learner_config, device).await?;
-        Ok(Self::resume(learner, trainer_config, progress, best)?.with_data(data))
+        let trainer = Self::resume(learner, trainer_config, progress, best)?;
+        Ok(trainer.with_carried(carried).with_data(data))
     }
 }
 
@@ -209,11 +233,14 @@ impl Checkpoint {
         let layout = self.state.params.layout();
         let networks = self.networks()?;
         let json = self.json()?;
-        let checksum = write_checksum(checksum(&json, layout, &networks));
+        let checksum = checksum(&json, layout, &networks, self.carried.as_ref());
+        let checksum = write_checksum(checksum);
         let entry = format!("{checksum} {json}");
         let tensors = PREFIXES.iter().zip(networks);
         let tensors = tensors.flat_map(|(prefix, flat)| network_tensors(prefix, layout, flat));
-        encode_tensors(tensors, Some((CHECKPOINT_KEY, entry)))
+        let carried =
+            self.carried.iter().map(|states| (CARRIED.to_owned(), states.view().into_dyn()));
+        encode_tensors(tensors.chain(carried), Some((CHECKPOINT_KEY, entry)))
     }
 
     /// Reads a checkpoint from the bytes of [`Self::to_bytes`] or of a file.
@@ -327,6 +354,8 @@ fn read_source<S: Read + Seek>(source: ByteSource<S>) -> Result<Checkpoint> {
         // Accept NaN and infinities: loading returns what was saved, even if the caller changed it.
         networks.push(file.params(&gru, layout, true)?);
     }
+    let carried = file.has(CARRIED).then(|| read_carried(&mut file, &config)).transpose()?;
+    tensors += usize::from(carried.is_some());
     let layout = networks[0].layout();
     if networks.iter().any(|network| network.layout() != layout) || tensors != file.count() {
         return Err(Error::format(
@@ -334,7 +363,7 @@ fn read_source<S: Read + Seek>(source: ByteSource<S>) -> Result<Checkpoint> {
         ));
     }
     let flat: Vec<_> = networks.iter().map(Params::as_slice).collect();
-    if checksum(&entry.json, layout, &flat) != entry.checksum {
+    if checksum(&entry.json, layout, &flat, carried.as_ref()) != entry.checksum {
         return Err(Error::format(
             "its checksum does not match; the file was changed after it was saved".to_owned(),
         ));
@@ -352,9 +381,22 @@ fn read_source<S: Read + Seek>(source: ByteSource<S>) -> Result<Checkpoint> {
         trainer_config,
         progress: counters.progress,
         best,
+        carried,
         data,
         notes: notes(&entry)?,
     })
+}
+
+/// Reads the carried states of a model with this configuration.
+fn read_carried<S: Read + Seek>(file: &mut Tensors<S>, config: &GruConfig) -> Result<Array3<f32>> {
+    let states = file.tensor(CARRIED)?;
+    let expected = [
+        config.layers * config.directions(),
+        states.shape().get(1).copied().unwrap_or(0),
+        config.hidden_size,
+    ];
+    check_shape(CARRIED, &expected, states.shape())?;
+    Ok(states.into_dimensionality().expect("three axes"))
 }
 
 /// Returns the calling program's entries.
@@ -367,12 +409,18 @@ fn notes(entry: &CheckpointMetadata) -> Result<BTreeMap<String, String>> {
 }
 
 /// Returns the checksum of the JSON and of every byte of the tensors.
-fn checksum(json: &str, layout: &ParamLayout, networks: &[&[f32]]) -> u64 {
+fn checksum(
+    json: &str,
+    layout: &ParamLayout,
+    networks: &[&[f32]],
+    carried: Option<&Array3<f32>>,
+) -> u64 {
     let mut hash = Fnv1a::default();
     let mut add = |bytes: &[u8]| bytes.iter().for_each(|&byte| hash.add(byte.into()));
     add(json.as_bytes());
     let tensors = networks.iter().flat_map(|flat| layout.named(flat));
     tensors.for_each(|(_, tensor)| tensor.iter().for_each(|number| add(&number.to_le_bytes())));
+    carried.into_iter().flatten().for_each(|number| add(&number.to_le_bytes()));
     hash.0
 }
 

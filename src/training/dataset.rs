@@ -1,6 +1,7 @@
 //! [`Dataset`], the trait that a [`Trainer`](crate::Trainer) reads examples from, and [`Example`],
 //! which implements it in memory.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ndarray::{Array, Array2, Array3, ArrayD, Axis, Dimension, IxDyn, s};
@@ -80,6 +81,21 @@ pub trait Dataset {
         true
     }
 
+    /// If the examples are windows of longer sequences whose states a run carries from window to
+    /// window, returns the number of steps between the starts of two windows. The run then trains
+    /// the windows of a sequence in order (truncated backpropagation through time), and
+    /// [`Order`](crate::Order) has no effect. See [`SequenceWindows`](crate::SequenceWindows).
+    fn stride(&self) -> Option<usize> {
+        None
+    }
+
+    /// Returns true if example `index` is the window that starts [`Self::stride`] steps after the
+    /// start of example `index` − 1. Otherwise it starts from zeros.
+    fn continues(&self, index: usize) -> bool {
+        let _ = index;
+        false
+    }
+
     /// Checks that all examples fit a network with this configuration and head. A run calls it
     /// before its first update. [`Learner::step`](crate::Learner::step) refuses a mismatch that
     /// this check misses.
@@ -122,6 +138,30 @@ pub enum TargetArray {
     Values(ArrayD<f32>),
     /// Class indices: `[T, B]` (batch-first: `[B, T]`) for each step, or `[B]` for each row.
     Classes(ArrayD<i32>),
+    /// Targets of which only some rows count; see [`Targets::with_mask`].
+    Masked {
+        /// The targets of all rows.
+        targets: Box<TargetArray>,
+        /// True for each row that counts: `[T, B]` (batch-first: `[B, T]`) or `[B]`.
+        mask: ArrayD<bool>,
+    },
+}
+
+impl TargetArray {
+    /// Counts only the rows where `mask` is true; see [`Targets::with_mask`].
+    #[must_use]
+    pub fn with_mask<D: Dimension>(self, mask: Array<bool, D>) -> Self {
+        Self::Masked { targets: Box::new(self), mask: mask.into_dyn() }
+    }
+
+    /// Borrows the targets as [`Targets`].
+    pub fn view(&self) -> Targets<'_> {
+        match self {
+            Self::Values(values) => Targets::Values(values.view()),
+            Self::Classes(classes) => Targets::Classes(classes.view()),
+            Self::Masked { targets, mask } => targets.view().with_mask(mask.view()),
+        }
+    }
 }
 
 impl<D: Dimension> From<Array<f32, D>> for TargetArray {
@@ -189,10 +229,7 @@ impl TrainingBatch {
 
     /// Borrows the targets as [`Targets`].
     pub fn targets(&self) -> Targets<'_> {
-        match &self.targets {
-            TargetArray::Values(values) => Targets::Values(values.view()),
-            TargetArray::Classes(classes) => Targets::Classes(classes.view()),
-        }
+        self.targets.view()
     }
 }
 
@@ -204,6 +241,8 @@ pub struct Example {
     pub x: Array2<f32>,
     /// The target. All examples of a data set have targets of the same kind.
     pub target: Target,
+    /// The steps whose target counts, `[T]`; all if `None`. Only for a target per time step.
+    pub mask: Option<Vec<bool>>,
 }
 
 /// The target of one sequence.
@@ -248,18 +287,24 @@ impl Dataset for [Example] {
     }
 
     fn check(&self, config: &GruConfig, head: &Head) -> Result<()> {
-        for (at, example) in self.iter().enumerate() {
-            example.check(at, config.input_size, head)?;
-            let kind = std::mem::discriminant::<Target>;
-            if kind(&example.target) != kind(&self[0].target) {
-                return Err(Error::Conflict {
-                    what: "examples of one data set with different kinds of targets",
-                    why: "the loss needs targets of one kind: all classes or all values",
-                });
-            }
-        }
-        Ok(())
+        check_examples(self, config.input_size, head)
     }
+}
+
+/// Checks that all examples fit a model with this input size and head, and have targets of one
+/// kind.
+pub(super) fn check_examples(examples: &[Example], inputs: usize, head: &Head) -> Result<()> {
+    for (at, example) in examples.iter().enumerate() {
+        example.check(at, inputs, head)?;
+        let kind = std::mem::discriminant::<Target>;
+        if kind(&example.target) != kind(&examples[0].target) {
+            return Err(Error::Conflict {
+                what: "examples of one data set with different kinds of targets",
+                why: "the loss needs targets of one kind: all classes or all values",
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Implements [`Dataset`] for a type by forwarding every call to `$inner`, the data set that it
@@ -298,6 +343,16 @@ macro_rules! forward_dataset {
                 Dataset::has_target($inner, index, loss)
             }
 
+            fn stride(&self) -> Option<usize> {
+                let $this = self;
+                Dataset::stride($inner)
+            }
+
+            fn continues(&self, index: usize) -> bool {
+                let $this = self;
+                Dataset::continues($inner, index)
+            }
+
             fn check(&self, config: &GruConfig, head: &Head) -> Result<()> {
                 let $this = self;
                 Dataset::check($inner, config, head)
@@ -315,24 +370,47 @@ forward_dataset!([D: Dataset + ?Sized] Arc<D>, |this| &**this);
 impl Example {
     /// Creates an example from a sequence `[T, I]` and its target.
     pub fn new(x: Array2<f32>, target: Target) -> Self {
-        Self { x, target }
+        Self { x, target, mask: None }
+    }
+
+    /// Counts the targets only of the steps where `mask` `[T]` is true.
+    #[must_use]
+    pub fn with_mask(self, mask: impl Into<Option<Vec<bool>>>) -> Self {
+        Self { mask: mask.into(), ..self }
     }
 
     /// Returns true if `loss` counts at least one target of the example.
     fn has_target(&self, loss: &Loss) -> bool {
+        self.counts_at(loss, 0..self.x.nrows())
+    }
+
+    /// Returns true if `loss` counts at least one target of these steps. A target per sequence
+    /// belongs to all of them.
+    pub(super) fn counts_at(&self, loss: &Loss, steps: Range<usize>) -> bool {
         let ignored = loss.ignored();
+        let mut counted = steps.filter(|&t| self.mask.as_ref().is_none_or(|mask| mask[t]));
         match &self.target {
             Target::Class(class) => Some(*class) != ignored,
-            Target::Classes(all) => all.iter().any(|&class| Some(class) != ignored),
-            Target::Values(_) | Target::Series(_) => true,
+            Target::Classes(all) => counted.any(|t| Some(all[t]) != ignored),
+            Target::Values(_) => true,
+            Target::Series(_) => counted.next().is_some(),
         }
     }
 
     /// Checks that example number `at` fits a model with this input size and head.
-    fn check(&self, at: usize, inputs: usize, head: &Head) -> Result<()> {
+    pub(super) fn check(&self, at: usize, inputs: usize, head: &Head) -> Result<()> {
         let what = |what: &str| format!("{what} of example {at}");
         check_sequence(&what("x"), &self.x, inputs)?;
         let steps = self.x.nrows();
+        if let Some(mask) = &self.mask {
+            check_shape(&what("the mask [T]"), &[steps], &[mask.len()])?;
+            if matches!(self.target, Target::Class(_) | Target::Values(_)) {
+                return Err(Error::Conflict {
+                    what: "a mask of time steps and one target per sequence",
+                    why: "a mask says which time steps have a target; leave it out",
+                });
+            }
+        }
         match (&self.target, head.readout) {
             (Target::Class(_), Readout::LastState) => Ok(()),
             (Target::Values(v), Readout::LastState) => {
@@ -360,7 +438,7 @@ impl DataFingerprint {
     /// Returns the fingerprint of `examples`. Takes a few milliseconds per million values.
     pub fn of(examples: &[Example]) -> Self {
         let mut hash = Fnv1a::default();
-        for Example { x, target } in examples {
+        for Example { x, target, mask } in examples {
             hash.add(x.nrows() as u64);
             hash.add(x.ncols() as u64);
             x.iter().for_each(|number| hash.add(number.to_bits().into()));
@@ -373,10 +451,29 @@ impl DataFingerprint {
                 Target::Classes(all) => all.iter().for_each(|&class| add(class as u32)),
                 Target::Series(all) => all.iter().for_each(|number| add(number.to_bits())),
             }
+            mask.iter().flatten().for_each(|&counts| add(counts.into()));
         }
         Self { count: examples.len(), hash: hash.0 }
     }
 }
+
+/// Requests a batch of these examples and checks that it has one row per example.
+///
+/// # Errors
+/// The errors of the data set, and [`Error::Shape`] if the number of rows is different.
+pub(super) fn load_batch<D: Dataset + ?Sized>(
+    data: &D,
+    examples: &[usize],
+) -> Result<TrainingBatch> {
+    let batch = data.batch(examples)?;
+    let (first, second, _) = batch.x.dim();
+    let [_, rows] = batch.layout.order(first, second);
+    check_shape("the batch that Dataset::batch returned [B]", &[examples.len()], &[rows])?;
+    Ok(batch)
+}
+
+/// The name of the mask of a batch in error messages.
+const MASK: &str = "the mask of a batch of padded sequences";
 
 /// Pads the examples with zeros and stacks them into one batch.
 ///
@@ -384,7 +481,11 @@ impl DataFingerprint {
 /// Those of [`pad`], and [`Error::Shape`] if the targets do not fit the sequences or each other.
 fn pad_examples(examples: &[&Example]) -> Result<TrainingBatch> {
     let (x, lengths) = pad(examples.iter().map(|example| &example.x))?;
-    let targets = pad_targets(examples, &lengths, x.dim().0)?;
+    let steps = x.dim().0;
+    let mut targets = pad_targets(examples, &lengths, steps)?;
+    if examples.iter().any(|example| example.mask.is_some()) {
+        targets = targets.with_mask(pad_masks(examples, steps)?);
+    }
     Ok(TrainingBatch::new(x, targets).with_lengths(lengths))
 }
 
@@ -420,6 +521,21 @@ fn pad_targets(examples: &[&Example], lengths: &[usize], steps: usize) -> Result
         true => TargetArray::Classes(classes),
         false => TargetArray::Values(values),
     })
+}
+
+/// Pads the masks of the examples to `steps` and stacks them, `[T, B]`.
+fn pad_masks(examples: &[&Example], steps: usize) -> Result<Array2<bool>> {
+    let mut masks: Array2<bool> = try_array(MASK, [steps, examples.len()])?;
+    for (row, example) in examples.iter().enumerate() {
+        match &example.mask {
+            None => masks.column_mut(row).fill(true),
+            Some(mask) => {
+                check_shape("a mask [T]", &[example.x.nrows()], &[mask.len()])?;
+                masks.slice_mut(s![..mask.len(), row]).assign(&ndarray::aview1(mask));
+            }
+        }
+    }
+    Ok(masks)
 }
 
 /// Allocates the array with this shape if it is still empty.
@@ -481,6 +597,14 @@ pub(super) mod tests {
             index == 3
         }
 
+        fn stride(&self) -> Option<usize> {
+            Some(6)
+        }
+
+        fn continues(&self, index: usize) -> bool {
+            index == 2
+        }
+
         fn check(&self, _: &GruConfig, _: &Head) -> Result<()> {
             Err(Error::NoExamples)
         }
@@ -493,6 +617,10 @@ pub(super) mod tests {
             assert_eq!((data.len(), data.is_empty(), data.steps(4)), (7, true, 5));
             assert_eq!((data.has_target(3, &loss), data.has_target(2, &loss)), (true, false));
             assert_eq!(data.fingerprint(), DataFingerprint { count: 7, hash: 1 });
+            assert_eq!(
+                (data.stride(), data.continues(1), data.continues(2)),
+                (Some(6), false, true)
+            );
             assert_eq!(data.batch(&[0]), Err(Error::NoTarget));
             assert_eq!(data.check(&GruConfig::new(1, 1), &Head::last(1)), Err(Error::NoExamples));
         }

@@ -7,6 +7,7 @@ use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::network::{Evaluation, Network};
+use crate::model::state::State;
 use crate::plan::Mode;
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
@@ -218,6 +219,39 @@ impl Learner {
             |wait| self.run_step(batch.into(), targets.into(), wait)
         }
 
+        /// Trains on one batch that continues another one, from the states that it left on the
+        /// device (zeros if `None`). Also returns the states after the last steps. Use it for
+        /// truncated backpropagation through time (Williams and Peng 1990): a long sequence is
+        /// trained piece by piece, and no gradient flows into the earlier pieces.
+        ///
+        /// ```
+        /// # use gru_wgpu::{
+        /// #     Device, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Optimizer, ParamLayout, Params,
+        /// # };
+        /// # use ndarray::{Array3, Axis};
+        /// # let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 8), Head::every_step(1))?;
+        /// # let params = Params::init_of(layout, Init::Uniform, 1)?;
+        /// # let config = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.01);
+        /// let mut learner = Learner::new(params, config, &Device::cpu())?;
+        /// let long = Array3::from_shape_fn((1000, 2, 1), |(t, b, _)| ((t + 5 * b) as f32 * 0.3).sin());
+        /// let mut state = None;
+        /// for piece in long.axis_chunks_iter(Axis(0), 50) {
+        ///     state = Some(learner.step_from(state.as_ref(), piece, piece)?);
+        /// }
+        /// # Ok::<(), gru_wgpu::Error>(())
+        /// ```
+        ///
+        /// # Errors
+        /// The errors of [`Self::step`] and [`Gru::forward_from`](crate::Gru::forward_from).
+        pub fn step_from, step_from_async<'b, 't>(
+            &mut self,
+            state: Option<&State>,
+            batch: impl Into<Batch<'b>>,
+            targets: impl Into<Targets<'t>>
+        ) -> Result<State> {
+            |wait| self.run_step_from(state, batch.into(), targets.into(), wait)
+        }
+
         /// Trains on one batch like [`Self::step`], waits for it and returns its mean loss,
         /// measured before the update.
         ///
@@ -330,13 +364,26 @@ impl Learner {
         self.apply_if_full(wait).await
     }
 
+    pub(super) async fn run_step_from(
+        &mut self,
+        state: Option<&State>,
+        batch: Batch<'_>,
+        targets: Targets<'_>,
+        wait: Wait,
+    ) -> Result<State> {
+        let prepared = self.prepare(state, batch.reborrow(), &targets)?;
+        let last = self.accumulate_next(state, prepared, true, wait).await?;
+        self.apply_if_full(wait).await?;
+        Ok(last.expect("the batch kept its last states"))
+    }
+
     async fn run_step_with_loss(
         &mut self,
         batch: Batch<'_>,
         targets: Targets<'_>,
         wait: Wait,
     ) -> Result<f32> {
-        let (batch, shape, targets) = self.prepare(batch, &targets)?;
+        let prepared = self.prepare(None, batch, &targets)?;
         // The count stays 0 until this batch is added, so that an error discards the whole update.
         let batches = std::mem::take(&mut self.accumulated);
         // Set the loss of the earlier batches aside, so that adding to it does not round this
@@ -346,7 +393,8 @@ impl Learner {
             before = on_backend!(&mut self.backend, backend => backend.loss(wait).await)?;
             on_backend!(&mut self.backend, backend => backend.set_loss(0.0, wait).await)?;
         }
-        self.accumulate_prepared(&batch, shape, &targets, batches, wait).await?;
+        self.accumulated = batches;
+        self.accumulate_next(None, prepared, false, wait).await?;
         let batches = std::mem::take(&mut self.accumulated);
         let own = on_backend!(&mut self.backend, backend => backend.loss(wait).await)?;
         if batches > 1 {
@@ -367,15 +415,14 @@ impl Learner {
         targets: Targets<'_>,
         wait: Wait,
     ) -> Result<()> {
-        let (batch, shape, targets) = self.prepare(batch, &targets)?;
-        // The count stays 0 until this batch is added, so that an error discards the whole update.
-        let batches = std::mem::take(&mut self.accumulated);
-        self.accumulate_prepared(&batch, shape, &targets, batches, wait).await
+        let prepared = self.prepare(None, batch, &targets)?;
+        self.accumulate_next(None, prepared, false, wait).await.map(drop)
     }
 
     /// Checks a batch and prepares its targets. All refusals happen here, before anything changes.
     fn prepare<'b>(
         &self,
+        state: Option<&'b State>,
         batch: Batch<'b>,
         targets: &Targets<'_>,
     ) -> Result<(Batch<'b>, Shape, PreparedTargets)> {
@@ -387,29 +434,32 @@ impl Learner {
                 why: "call Learner::apply first",
             });
         }
-        let (batch, shape) = network.gru().check(None, batch)?;
-        batch.noise(network.gru().config(), Mode::Training)?;
+        let (checked, shape) = network.gru().check(state, batch.reborrow())?;
+        checked.noise(network.gru().config(), Mode::Training)?;
         let fraction = 1.0 / config.accumulation as f64;
         let (head, loss) = (network.head(), config.loss);
         let targets = PreparedTargets::new(&head, &loss, shape, batch.lengths, targets, fraction)?;
         Ok((batch, shape, targets))
     }
 
-    /// Adds a batch to the accumulated gradient, which already has `batches` batches.
-    async fn accumulate_prepared<'b>(
+    /// Adds a batch to the accumulated gradient. Returns the states after its last steps if
+    /// `keeps_last`.
+    async fn accumulate_next(
         &mut self,
-        batch: &'b Batch<'_>,
-        shape: Shape,
-        targets: &'b PreparedTargets,
-        batches: usize,
+        state: Option<&State>,
+        (batch, shape, targets): (Batch<'_>, Shape, PreparedTargets),
+        keeps_last: bool,
         wait: Wait,
-    ) -> Result<()> {
+    ) -> Result<Option<State>> {
+        // The count stays 0 until this batch is added, so that an error discards the whole update.
+        let batches = std::mem::take(&mut self.accumulated);
         let Self { network, config, backend, .. } = self;
-        let (loss, batch, is_first) = (config.loss, batch.reborrow(), batches == 0);
-        let batch = PreparedBatch { loss, shape, batch, targets, is_first };
-        on_backend!(backend, backend => backend.accumulate(network, batch, wait).await)?;
+        let (loss, is_first, targets) = (config.loss, batches == 0, &targets);
+        let batch = batch.reborrow();
+        let batch = PreparedBatch { loss, shape, state, keeps_last, batch, targets, is_first };
+        let last = on_backend!(backend, backend => backend.accumulate(network, batch, wait).await)?;
         self.accumulated = batches + 1;
-        Ok(())
+        Ok(last)
     }
 
     async fn apply_if_full(&mut self, wait: Wait) -> Result<()> {

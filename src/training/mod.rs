@@ -1,5 +1,6 @@
 //! Training: the optimizer loop, epochs over a data set, validation and checkpoints.
 
+mod carry;
 #[cfg(feature = "safetensors")]
 pub(crate) mod checkpoint;
 pub(crate) mod config;
@@ -8,3 +9,4 @@ pub(crate) mod learner;
 pub(crate) mod progress;
 pub(crate) mod sampler;
 pub(crate) mod trainer;
+pub(crate) mod windows;

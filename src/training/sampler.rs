@@ -1,9 +1,17 @@
 //! [`BatchSampler`]: splits the examples of each epoch into batches.
+//!
+//! Windows of longer sequences, whose states are carried, are read in parallel. Training
+//! concatenates all sequences in a random order and cuts them into as many equal parts as a batch
+//! has rows; row b of the batches reads part b. A sequence that a cut divides starts from zeros
+//! there. Validation gives each sequence a row, so that none is divided.
+
+use std::ops::Range;
 
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::spec::loss::Loss;
+use crate::spec::sequences::batch_ranges;
 use crate::training::config::{Order, TrainerConfig};
 use crate::training::dataset::Dataset;
 
@@ -15,11 +23,24 @@ const BUCKET: usize = 16;
 /// the same seed.
 const SHUFFLE_STREAM: u64 = 0x6f72_6465;
 
+/// A batch of an epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct EpochBatch {
+    /// Batches of windows without any target that come before. They only carry the states.
+    pub skipped: Vec<Vec<usize>>,
+    /// The indices of its examples.
+    pub examples: Vec<usize>,
+}
+
+/// Mixed into the seed for the order of sequences that are cut into windows.
+const WINDOW_STREAM: u64 = 0x7769_6e64;
+
 /// Creates the batches of each epoch as lists of example indices.
 pub(super) struct BatchSampler {
     order: Order,
     batch: usize,
     seed: u64,
+    loss: Loss,
     /// Indices of the examples that have a target for the loss. With [`Order::Shuffled`], in the
     /// order of the last epoch created.
     examples: Vec<usize>,
@@ -33,7 +54,7 @@ impl BatchSampler {
         let TrainerConfig { batch, seed, order, .. } = *config;
         let examples = (0..data.len()).filter(|&index| data.has_target(index, loss)).collect();
         let rng = ChaCha8Rng::seed_from_u64(seed ^ SHUFFLE_STREAM);
-        Self { order, batch, seed, examples, rng, epochs: 0 }
+        Self { order, batch, seed, loss: *loss, examples, rng, epochs: 0 }
     }
 
     /// Returns true if no example has a target to train on.
@@ -43,11 +64,46 @@ impl BatchSampler {
 
     /// Returns the batches of an epoch. They depend on the seed and the epoch only, not on the
     /// epochs requested before. Request epochs in ascending order.
-    pub fn batches(&mut self, data: &(impl Dataset + ?Sized), epoch: usize) -> Vec<Vec<usize>> {
-        match self.order {
+    pub fn batches(&mut self, data: &(impl Dataset + ?Sized), epoch: usize) -> Vec<EpochBatch> {
+        if data.stride().is_some() {
+            return self.carried(data, epoch);
+        }
+        let batches = match self.order {
             Order::Bucketed => self.bucketed(data, epoch),
             Order::Shuffled => self.shuffled(epoch),
+        };
+        let batch = |examples| EpochBatch { skipped: Vec::new(), examples };
+        batches.into_iter().map(batch).collect()
+    }
+
+    /// Returns batches of windows: row b of each batch continues row b of the batch before, except
+    /// where a sequence starts.
+    fn carried(&self, data: &(impl Dataset + ?Sized), epoch: usize) -> Vec<EpochBatch> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ WINDOW_STREAM);
+        rng.set_stream(epoch as u64);
+        let mut sequences = sequences(data);
+        sequences.shuffle(&mut rng);
+        let mut windows: Vec<_> = sequences.into_iter().flatten().collect();
+        let rows = self.batch.min(windows.len());
+        let [short, longer] = [windows.len() / rows, windows.len() % rows];
+        // The cuts are at other places in each epoch.
+        windows.rotate_left(rng.random_range(0..short.max(1)));
+        // The first rows are those with one window more, so that the last batch has no gap.
+        let start = |row: usize| row * short + row.min(longer);
+        let batch = |at: usize| {
+            let rows = if at < short { rows } else { longer };
+            (0..rows).map(|row| windows[start(row) + at]).collect::<Vec<_>>()
+        };
+        let mut batches = Vec::new();
+        let mut skipped = Vec::new();
+        for examples in (0..short + usize::from(longer > 0)).map(batch) {
+            if examples.iter().any(|&index| data.has_target(index, &self.loss)) {
+                batches.push(EpochBatch { skipped: std::mem::take(&mut skipped), examples });
+            } else {
+                skipped.push(examples);
+            }
         }
+        batches
     }
 
     fn bucketed(&self, data: &(impl Dataset + ?Sized), epoch: usize) -> Vec<Vec<usize>> {
@@ -72,6 +128,38 @@ impl BatchSampler {
     }
 }
 
+/// Returns the batches of a validation set, in order, of at most `rows` rows. Row b of a batch of
+/// windows continues row b of the batch before, except where a sequence starts.
+pub(super) fn validation_batches(data: &(impl Dataset + ?Sized), rows: usize) -> Vec<Vec<usize>> {
+    if data.stride().is_none() {
+        return batch_ranges(data.len(), rows).map(Iterator::collect).collect();
+    }
+    let mut batches = Vec::new();
+    for group in sequences(data).chunks_mut(rows) {
+        // The longest first: sequences that have ended leave no gap between those that go on.
+        group.sort_by_key(|windows| std::cmp::Reverse(windows.len()));
+        let of_step = |at: usize| {
+            let starts = group.iter().map(|windows| windows.clone().nth(at));
+            starts.map_while(|window| window).collect::<Vec<_>>()
+        };
+        let count = group.first().map_or(0, ExactSizeIterator::len);
+        batches.extend((0..count).map(of_step));
+    }
+    batches
+}
+
+/// Returns the windows of each sequence.
+fn sequences(data: &(impl Dataset + ?Sized)) -> Vec<Range<usize>> {
+    let mut sequences: Vec<Range<usize>> = Vec::new();
+    for index in 0..data.len() {
+        match sequences.last_mut() {
+            Some(last) if data.continues(index) => last.end = index + 1,
+            _ => sequences.push(index..index + 1),
+        }
+    }
+    sequences
+}
+
 /// Returns the dropout seed of one batch of an epoch.
 pub(super) fn noise_seed(seed: u64, epoch: usize, batch: usize) -> u64 {
     let mut rng = ChaCha8Rng::seed_from_u64(!seed);
@@ -82,9 +170,12 @@ pub(super) fn noise_seed(seed: u64, epoch: usize, batch: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use ndarray::Array2;
+
     use super::*;
-    use crate::training::dataset::Example;
     use crate::training::dataset::tests::examples;
+    use crate::training::dataset::{Example, Target};
+    use crate::training::windows::SequenceWindows;
 
     /// Returns the batches of an epoch from a sampler that created the epochs `before` first.
     fn batches(
@@ -96,7 +187,7 @@ mod tests {
     ) -> Vec<Vec<usize>> {
         let mut sampler = BatchSampler::new(all, &config, &loss);
         before.for_each(|epoch| drop(sampler.batches(all, epoch)));
-        sampler.batches(all, epoch)
+        sampler.batches(all, epoch).into_iter().map(|batch| batch.examples).collect()
     }
 
     /// If this fails, the release cannot resume older runs with the same bits.
@@ -155,5 +246,70 @@ mod tests {
             // A resumed run creates the same batches as one that was never interrupted.
             assert_eq!(orders[1], orders[4]);
         }
+    }
+    /// Returns windows of 2 steps of sequences of these numbers of windows.
+    fn windows(counts: &[usize]) -> SequenceWindows {
+        let all = counts.iter().map(|&count| {
+            let x = Array2::zeros((2 * count, 1));
+            Example::new(x, Target::Classes(vec![0; 2 * count]))
+        });
+        SequenceWindows::every_step(all.collect(), 2, 2).unwrap()
+    }
+
+    #[test]
+    fn rows_of_windows_continue_the_rows_before() {
+        let data = windows(&[5, 1, 9, 3]);
+        let config = TrainerConfig::new(9, 4).with_seed(3);
+        let mut sampler = BatchSampler::new(&data, &config, &Loss::cross_entropy());
+        let mut firsts = Vec::new();
+        for epoch in 0..4 {
+            let batches = sampler.batches(&data, epoch);
+            let mut seen: Vec<_> =
+                batches.iter().flat_map(|batch| batch.examples.clone()).collect();
+            // 18 windows in 4 rows: 4 whole batches, and one of 2 rows.
+            assert_eq!(
+                batches.iter().map(|b| b.examples.len()).collect::<Vec<_>>(),
+                [4, 4, 4, 4, 2]
+            );
+            let continued = |pair: &[EpochBatch]| {
+                let rows = pair[0].examples.iter().zip(&pair[1].examples);
+                rows.filter(|&(&before, &now)| now == before + 1 && data.continues(now)).count()
+            };
+            // 14 windows continue others; at most 4 of them are cut off, one of them by the rotation.
+            let continued: usize = batches.windows(2).map(continued).sum();
+            assert!((10..=14).contains(&continued), "{continued}");
+            firsts.push(batches[0].examples.clone());
+            seen.sort_unstable();
+            assert_eq!(seen, (0..18).collect::<Vec<_>>());
+        }
+        assert!(firsts.windows(2).any(|pair| pair[0] != pair[1]));
+        let mut again = BatchSampler::new(&data, &config, &Loss::cross_entropy());
+        assert_eq!(again.batches(&data, 3)[0].examples, firsts[3]);
+    }
+
+    #[test]
+    fn windows_without_targets_are_skipped_and_carry_their_states() {
+        let mask = (0..12).map(|t| t >= 6 && t < 8).collect::<Vec<_>>();
+        let sequence = Example::new(Array2::zeros((12, 1)), Target::Classes(vec![0; 12]));
+        let data = SequenceWindows::every_step(vec![sequence.with_mask(mask)], 2, 2).unwrap();
+        let config = TrainerConfig::new(9, 1);
+        let mut sampler = BatchSampler::new(&data, &config, &Loss::cross_entropy());
+        let batches = sampler.batches(&data, 0);
+        assert_eq!(batches.len(), 1);
+        assert_eq!(batches[0].examples, [3]);
+        // The epoch starts at a random window of the only row.
+        let skipped: Vec<_> = batches[0].skipped.iter().map(|examples| examples[0]).collect();
+        assert!(
+            skipped.iter().rev().zip((0..3).rev()).all(|(&window, expected)| window == expected)
+        );
+    }
+
+    #[test]
+    fn no_sequence_of_a_validation_set_is_cut() {
+        let data = windows(&[2, 4, 1, 3, 1]);
+        let expected =
+            vec![vec![2, 0, 6], vec![3, 1], vec![4], vec![5], vec![7, 10], vec![8], vec![9]];
+        assert_eq!(validation_batches(&data, 3), expected);
+        assert_eq!(validation_batches(&examples(&[3, 1, 2]), 2), [vec![0, 1], vec![2]]);
     }
 }

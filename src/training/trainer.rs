@@ -1,21 +1,28 @@
 //! [`Trainer`]: trains for several epochs over a data set, with validation and early stopping.
 
-use std::ops::{AsyncFnMut, ControlFlow, Range};
+use std::ops::{AsyncFnMut, ControlFlow};
 
-use crate::error::{Error, MadeFrom, Result, check_shape};
+use ndarray::Array3;
+
+use crate::error::{Error, MadeFrom, Result};
 use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::network::{Evaluation, Network};
-use crate::spec::sequences::batch_ranges;
+use crate::model::state::State;
+use crate::training::carry::Carry;
 use crate::training::config::TrainerConfig;
-use crate::training::dataset::{Dataset, TrainingBatch};
+use crate::training::dataset::{Dataset, load_batch};
 use crate::training::learner::{Learner, StepMetrics};
 use crate::training::progress::{BestNetwork, DataFingerprints, Event, Progress, StopReason};
-use crate::training::sampler::{BatchSampler, noise_seed};
+use crate::training::sampler::{BatchSampler, EpochBatch, noise_seed, validation_batches};
 
 /// Default number of updates between two reports.
 const METRICS_EVERY: usize = 16;
+
+/// The largest number of batches between two reports if states are carried. Those after each batch
+/// are kept until the report shows that its update did not diverge.
+const MAX_CARRIED: usize = 64;
 
 /// A training loop: trains a [`Learner`] for several epochs, validates after each one and keeps the
 /// best network. To write your own loop, call [`Learner::step`] instead.
@@ -58,6 +65,8 @@ pub struct Trainer {
     progress: Progress,
     best: Option<BestNetwork>,
     data: Option<DataFingerprints>,
+    /// The states after the last batch, if the next one continues it.
+    carried: Option<State>,
     /// Updates between two reports.
     metrics_every: usize,
 }
@@ -83,7 +92,20 @@ impl Trainer {
         best: Option<BestNetwork>,
     ) -> Result<Self> {
         config.validate()?;
-        Ok(Self { learner, config, progress, best, data: None, metrics_every: METRICS_EVERY })
+        let (data, carried) = Default::default();
+        Ok(Self { learner, config, progress, best, data, carried, metrics_every: METRICS_EVERY })
+    }
+
+    /// Sets the states `[L·D, B, H]` that the next batch of windows continues from; see
+    /// [`Dataset::stride`]. With `None` it starts from zeros.
+    #[must_use]
+    pub fn with_carried(self, states: impl Into<Option<Array3<f32>>>) -> Self {
+        Self { carried: states.into().map(State::from_array), ..self }
+    }
+
+    /// Returns the states that the next batch of windows continues from.
+    pub(super) fn carried(&self) -> Option<&State> {
+        self.carried.as_ref()
     }
 
     /// Sets the data sets of the run: [`Self::run`] refuses any others. With `None` it accepts any,
@@ -202,13 +224,16 @@ impl Trainer {
     async fn train_epoch<T: Dataset + ?Sized>(
         &mut self,
         train: &T,
-        batches: &[Vec<usize>],
+        batches: &[EpochBatch],
         listen: &mut impl AsyncFnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
         wait: Wait,
     ) -> Result<ControlFlow<()>> {
         let accumulation = self.learner.config().accumulation;
         while self.progress.batch < batches.len() {
-            let between = self.metrics_every.saturating_mul(accumulation);
+            let mut between = self.metrics_every.saturating_mul(accumulation);
+            if train.stride().is_some() {
+                between = between.min(MAX_CARRIED.next_multiple_of(accumulation));
+            }
             let end = self.progress.batch.saturating_add(between).min(batches.len());
             let metrics = self.update(train, batches, end, wait).await?;
             if listen(self, &Event::Updates(&metrics)).await?.is_break() {
@@ -223,12 +248,13 @@ impl Trainer {
     async fn update<T: Dataset + ?Sized>(
         &mut self,
         train: &T,
-        batches: &[Vec<usize>],
+        batches: &[EpochBatch],
         end: usize,
         wait: Wait,
     ) -> Result<Vec<StepMetrics>> {
         let (first, before) = (self.progress.batch, self.learner.updates());
-        let stepped = self.step(train, batches, end, wait).await;
+        let mut carried = Vec::new();
+        let stepped = self.step(train, batches, end, &mut carried, wait).await;
         let (reported, metrics) = match self.learner.run_metrics(wait).await {
             Ok(metrics) => (Ok(()), metrics),
             // The metrics of the updates before the failed one.
@@ -239,7 +265,9 @@ impl Trainer {
             usize::try_from(self.learner.updates().saturating_sub(before)).unwrap_or(usize::MAX);
         let accumulation = self.learner.config().accumulation;
         let done = updates.saturating_mul(accumulation).saturating_add(first).min(end);
-        let examples = |batches: &[Vec<usize>]| batches.iter().map(Vec::len).sum::<usize>();
+        let examples = |batches: &[EpochBatch]| {
+            batches.iter().map(|batch| batch.examples.len()).sum::<usize>()
+        };
         // Add one update at a time, so that the sum does not depend on the report interval.
         for (of_update, metrics) in batches[first..done].chunks(accumulation).zip(&metrics) {
             self.progress.loss.0 += f64::from(metrics.loss) * examples(of_update) as f64;
@@ -247,6 +275,9 @@ impl Trainer {
         self.progress.loss.1 += metrics.len();
         self.progress.examples += examples(&batches[first..done]);
         self.progress.batch = done;
+        if done > first {
+            self.carried = carried.into_iter().nth(done - first - 1);
+        }
         // A diverged update happened before any error in `stepped`, so report it first.
         match reported.and(stepped) {
             Ok(()) => Ok(metrics),
@@ -258,28 +289,44 @@ impl Trainer {
         }
     }
 
-    /// Queues the epoch's batches up to `end`.
+    /// Queues the epoch's batches up to `end`. If states are carried, `carried` receives those
+    /// after each batch.
     async fn step<T: Dataset + ?Sized>(
         &mut self,
         train: &T,
-        batches: &[Vec<usize>],
+        batches: &[EpochBatch],
         end: usize,
+        carried: &mut Vec<State>,
         wait: Wait,
     ) -> Result<()> {
         let Progress { epoch, batch: first, .. } = self.progress;
-        for (at, examples) in (first..end).zip(&batches[first..end]) {
-            let batch = load_batch(train, examples)?;
+        let mut carry = Carry::new(train);
+        if let (Some(before), Some(carry)) = (first.checked_sub(1), &mut carry) {
+            carry.resume(&batches[before].examples, self.carried.clone());
+        }
+        for (at, EpochBatch { skipped, examples }) in (first..end).zip(&batches[first..end]) {
             let seed = noise_seed(self.config.seed, epoch, at);
-            self.learner.run_step(batch.batch().with_seed(seed), batch.targets(), wait).await?;
+            let Some(carry) = &mut carry else {
+                let batch = load_batch(train, examples)?;
+                let of_step = batch.batch().with_seed(seed);
+                self.learner.run_step(of_step, batch.targets(), wait).await?;
+                continue;
+            };
+            for examples in skipped {
+                carry.skip(self.learner.network(), train, examples, wait).await?;
+            }
+            let learner = &mut self.learner;
+            carried.push(carry.train(learner, train, examples, seed, wait).await?);
         }
         if end == batches.len() { self.learner.run_apply(wait).await } else { Ok(()) }
     }
 
     /// Returns the batches and examples of the next update.
-    fn made_from(&self, batches: &[Vec<usize>]) -> MadeFrom {
+    fn made_from(&self, batches: &[EpochBatch]) -> MadeFrom {
         let Progress { epoch, batch: first, .. } = self.progress;
         let end = first.saturating_add(self.learner.config().accumulation).min(batches.len());
-        MadeFrom { epoch, batches: first..end, examples: batches[first..end].concat() }
+        let examples = batches[first..end].iter().flat_map(|batch| &batch.examples);
+        MadeFrom { epoch, batches: first..end, examples: examples.copied().collect() }
     }
 
     /// Evaluates the network on the validation set. Returns `None` in `Continue` if the set is
@@ -290,10 +337,10 @@ impl Trainer {
         listen: &mut impl AsyncFnMut(&mut Self, &Event<'_>) -> Result<ControlFlow<()>>,
         wait: Wait,
     ) -> Result<ControlFlow<(), Option<Evaluation>>> {
-        let mut all = Evaluation::default();
-        for examples in batch_ranges(valid.len(), self.config.batch) {
-            let done = examples.end;
-            self.evaluate_batch(valid, examples, &mut all, wait).await?;
+        let (mut all, mut done, mut carry) = (Evaluation::default(), 0, Carry::new(valid));
+        for examples in validation_batches(valid, self.config.batch) {
+            done += examples.len();
+            self.evaluate_batch(valid, &examples, &mut carry, &mut all, wait).await?;
             if listen(self, &Event::Validating(done)).await?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
@@ -320,6 +367,7 @@ impl Trainer {
         let loss = self.progress.mean_loss() as f32;
         let stale = if is_best || validation.is_none() { 0 } else { stale + 1 };
         self.progress = Progress { epoch: epoch + 1, stale, ..Progress::default() };
+        self.carried = None;
         Ok(Event::Epoch { epoch, loss, validation, is_best })
     }
 
@@ -344,9 +392,9 @@ impl Trainer {
 
     async fn evaluate_all(&self, data: &(impl Dataset + ?Sized), wait: Wait) -> Result<Evaluation> {
         self.check(data)?;
-        let mut all = Evaluation::default();
-        for examples in batch_ranges(data.len(), self.config.batch) {
-            self.evaluate_batch(data, examples, &mut all, wait).await?;
+        let (mut all, mut carry) = (Evaluation::default(), Carry::new(data));
+        for examples in validation_batches(data, self.config.batch) {
+            self.evaluate_batch(data, &examples, &mut carry, &mut all, wait).await?;
         }
         Ok(all)
     }
@@ -354,11 +402,19 @@ impl Trainer {
     async fn evaluate_batch<D: Dataset + ?Sized>(
         &self,
         data: &D,
-        examples: Range<usize>,
+        examples: &[usize],
+        carry: &mut Option<Carry>,
         all: &mut Evaluation,
         wait: Wait,
     ) -> Result<()> {
-        let batch = load_batch(data, &examples.collect::<Vec<_>>())?;
+        if let Some(carry) = carry {
+            let evaluation = carry.evaluate(&self.learner, data, examples, wait).await?;
+            if evaluation.counted > 0 {
+                *all += evaluation;
+            }
+            return Ok(());
+        }
+        let batch = load_batch(data, examples)?;
         match self.learner.run_evaluation(batch.batch(), batch.targets(), wait).await {
             // A batch may hold the ignored class only. It adds nothing.
             Err(Error::NoTarget) => Ok(()),
@@ -379,20 +435,9 @@ impl Trainer {
 
     fn check(&self, data: &(impl Dataset + ?Sized)) -> Result<()> {
         let network = self.learner.network();
+        Carry::check(data, network.gru().config())?;
         data.check(network.gru().config(), &network.head())
     }
-}
-
-/// Requests a batch of these examples and checks that it has one row per example.
-///
-/// # Errors
-/// The errors of the data set, and [`Error::Shape`] if the number of rows is different.
-fn load_batch<D: Dataset + ?Sized>(data: &D, examples: &[usize]) -> Result<TrainingBatch> {
-    let batch = data.batch(examples)?;
-    let (first, second, _) = batch.x.dim();
-    let [_, rows] = batch.layout.order(first, second);
-    check_shape("the batch that Dataset::batch returned [B]", &[examples.len()], &[rows])?;
-    Ok(batch)
 }
 
 #[cfg(test)]

@@ -7,3 +7,4 @@ mod common;
 mod checkpoint;
 mod learner;
 mod trainer;
+mod windows;

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 
 use ndarray::{Array2, Array3, ArrayView3, s};
 
-use super::{ChunkPosition, Executor, Upload, UploadData};
+use super::{ChunkPosition, Upload, UploadData};
 use crate::error::{Result, try_array};
-use crate::model::state::State;
+use crate::gpu::session::CopyRegion;
+use crate::model::state::{State, StateRows, state_rows};
 use crate::plan::{Mode, Plan, RunBuffers, StateSlot};
 use crate::spec::batch::{Batch, zero_padding};
 use crate::spec::chunk::Chunk;
@@ -25,28 +26,20 @@ pub(crate) struct RunInput<'a> {
 enum FirstStates<'a> {
     /// The batch's h0, or zeros without one.
     Batch,
-    /// A buffer on the device, for a run in one chunk.
+    /// A buffer on the device.
     Device(&'a wgpu::Buffer),
-    /// States read from the device, for a run in several chunks.
-    Host(Array3<f32>),
 }
 
 impl<'a> RunInput<'a> {
-    /// Makes the input of the executor's run. The run starts from `state` if there is one.
-    pub async fn new(
-        executor: &Executor<'_>,
-        state: Option<&'a State>,
-        batch: Batch<'a>,
-    ) -> Result<Self> {
+    /// Prepares a batch of `mode`'s run. The run starts from `state` if there is one.
+    pub fn new(mode: Mode, state: Option<&'a State>, batch: Batch<'a>) -> Result<Self> {
         let step_flags = batch.has_step_flags().then(|| batch.step_flags()).transpose()?;
-        let first = match state {
-            None => FirstStates::Batch,
-            Some(state) if executor.is_chunked() => {
-                FirstStates::Host(state.read(executor.wait()).await?)
-            }
-            Some(state) => state.buffer().map_or(FirstStates::Batch, FirstStates::Device),
+        let (first, batch) = match state.map(|state| (state.buffer(), state.host())) {
+            Some((Some(buffer), _)) => (FirstStates::Device(buffer), batch),
+            Some((None, host)) => (FirstStates::Batch, batch.with_h0(host)),
+            None => (FirstStates::Batch, batch),
         };
-        Ok(Self { mode: executor.mode(), batch, step_flags, first })
+        Ok(Self { mode, batch, step_flags, first })
     }
 
     /// Returns the uploads of a chunk. The chunk starts from the states `carried` `[L·D, b, H]` if
@@ -73,7 +66,7 @@ impl<'a> RunInput<'a> {
         let reset_state = self.batch.reset_state.as_ref().map(|state| state.reborrow());
         let data = array_or_zeros(reset_state.map(|state| chunk.of_states(state)));
         uploads.push(Upload { buffer: states, range: reset, data });
-        let data = self.first_states(chunk, carried);
+        let data = self.first_states(at, carried);
         uploads.push(Upload { buffer: states, range: StateSlot::First.range(shape), data });
         Ok(uploads)
     }
@@ -96,17 +89,34 @@ impl<'a> RunInput<'a> {
 
     fn first_states<'s>(
         &'s self,
-        chunk: &Chunk,
+        at: &ChunkPosition<'_>,
         carried: Option<ArrayView3<'s, f32>>,
     ) -> UploadData<'s> {
-        let given = match &self.first {
-            FirstStates::Device(buffer) if carried.is_none() => return UploadData::Buffer(buffer),
-            FirstStates::Host(state) => Some(state.view()),
-            FirstStates::Batch | FirstStates::Device(_) => {
-                self.batch.h0.as_ref().map(|h0| h0.reborrow())
+        let ChunkPosition { chunk, shape, .. } = *at;
+        match (&self.first, carried) {
+            (FirstStates::Device(buffer), None) => {
+                let first = StateSlot::First.range(shape).start;
+                let region = |StateRows { of_rows, of_all, len }| CopyRegion {
+                    from: of_all,
+                    to: first + of_rows,
+                    len,
+                };
+                let rows = state_rows(shape.state(), self.rows(), chunk.rows.start);
+                UploadData::Buffer(buffer, rows.map(region).collect())
             }
-        };
-        array_or_zeros(carried.or(given.map(|given| chunk.of_states(given))))
+            (_, Some(carried)) => array_or_zeros(Some(carried)),
+            (FirstStates::Batch, None) => {
+                let h0 = self.batch.h0.as_ref().map(|h0| h0.reborrow());
+                array_or_zeros(h0.map(|h0| chunk.of_states(h0)))
+            }
+        }
+    }
+
+    /// Returns the number of rows of the whole run.
+    fn rows(&self) -> usize {
+        let (first, second, _) = self.batch.x.dim();
+        let [_, rows] = self.batch.layout.order(first, second);
+        rows
     }
 }
 

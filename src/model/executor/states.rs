@@ -1,27 +1,22 @@
 //! [`ForwardRun`] and [`BackwardRun`]: a GRU's forward and backward pass in chunks.
 
-use std::ops::Range;
-
-use ndarray::{Array3, ArrayView3};
+use ndarray::ArrayView3;
 
 use super::input::array_or_zeros;
 use super::{
     AdapterModel, ChunkPosition, ChunkedRun, Executor, ExecutorChunk, GradientResults,
-    OutputResults, RunInput, Upload, UploadData,
+    OutputResults, RunInput, Upload, UploadData, copy_last_states, new_states,
 };
-use crate::error::{Result, try_array, try_with_capacity};
+use crate::error::{Result, try_with_capacity};
 use crate::gpu::host_copy::Destination;
 use crate::gpu::pool::SessionKey;
 use crate::gpu::session::{Read, Session};
-use crate::gpu::transfer::Download;
 use crate::gpu::wait::Wait;
 use crate::model::output::OutputMut;
 use crate::model::state::State;
-use crate::plan::{BufferId, Mode, Pass, Plan, RunBuffers, RunPurpose, StateSlot, TrainingBuffers};
+use crate::plan::{Mode, Pass, Plan, RunBuffers, RunPurpose, StateSlot, TrainingBuffers};
 use crate::spec::batch::Batch;
-use crate::spec::chunk::Chunk;
 use crate::spec::config::{Layout, Shape};
-use crate::spec::element::ElementType::F32;
 use crate::spec::params::Gradients;
 
 /// A forward pass in training, kept for the backward pass: its chunks in the order in which they
@@ -33,40 +28,19 @@ pub(crate) struct RecordedRun {
 }
 
 impl RecordedRun {
-    /// Iterates over the chunks with their sessions and the range of their last states in the
-    /// buffer `states`.
-    fn last_states(&self) -> impl Iterator<Item = (&Chunk, &Session, BufferId, Range<usize>)> {
-        self.chunks.iter().map(|ExecutorChunk { chunk, session, .. }| {
-            let session: &Session = session.as_ref().expect("a recorded chunk keeps its session");
-            let range = StateSlot::Last.range(chunk.shape(self.key.shape));
-            (chunk, session, session.plan().run_buffers().states, range)
-        })
-    }
-
     /// Copies the states after the last steps.
-    pub async fn state(&self, wait: Wait) -> Result<State> {
-        let shape = self.key.shape.state();
-        let (_, session, states, range) =
-            self.last_states().next().expect("a run has at least one chunk");
-        let gpu = session.gpu();
-        if self.chunks.len() == 1 {
-            let buffer = session.copy_out("state", states, range).await?;
-            return Ok(State::from_buffer(gpu, buffer, shape));
+    pub async fn state(&self) -> Result<State> {
+        let shape = self.key.shape;
+        let sessions = self.chunks.iter().map(|ExecutorChunk { chunk, session, .. }| {
+            let session: &Session = session.as_ref().expect("a recorded chunk keeps its session");
+            (chunk, session)
+        });
+        let gpu = sessions.clone().next().expect("a run has at least one chunk").1.gpu();
+        let states = new_states(gpu, shape).await?;
+        for (chunk, session) in sessions {
+            copy_last_states(session, chunk, shape, &states).await?;
         }
-        let mut all: Array3<f32> = try_array("the states", shape)?;
-        // Of several chunks with the same rows, the last one has the last states.
-        for (chunk, session, states, range) in self.last_states() {
-            let (first, len) = (range.start, range.len());
-            let to = Destination::rows(chunk.of_states(all.view_mut()));
-            let download = Download { buffer: session.buffer(states), first, len, to };
-            gpu.download_into(vec![download], wait).await?;
-        }
-        let make = || {
-            let buffer = gpu.buffer("state", F32.bytes(all.len()));
-            gpu.upload(&buffer, 0, all.as_slice().expect("standard layout"));
-            Ok(buffer)
-        };
-        Ok(State::from_buffer(gpu, gpu.guard(make).await?, shape))
+        Ok(State::from_buffer(gpu, states, shape.state()))
     }
 }
 
@@ -80,7 +54,7 @@ impl<'a> Executor<'a> {
     fn from_recorded(model: AdapterModel<'a>, recorded: RecordedRun, wait: Wait) -> Self {
         let RecordedRun { key, mut chunks } = recorded;
         chunks.reverse();
-        Self { model, key, chunks, accumulator: None, wait }
+        Self { model, key, chunks, accumulator: None, last_states: None, wait }
     }
 }
 
@@ -96,7 +70,7 @@ impl AdapterModel<'_> {
         wait: Wait,
     ) -> Result<(OutputResults<'o>, RecordedRun)> {
         let mut executor = Executor::new(self, shape, mode, RunPurpose::States, wait)?;
-        let input = RunInput::new(&executor, state, batch).await?;
+        let input = RunInput::new(mode, state, batch)?;
         let mut run = ForwardRun::new(&executor, input, given)?;
         if mode == Mode::Training {
             executor.hold_sessions().await?;

@@ -159,7 +159,31 @@ fn a_network_runs_and_trains_in_chunks() {
         });
         assert_eq!((got.counted, got.correct), (expected.counted, expected.correct), "{case}");
         assert!((got.loss - expected.loss).abs() < 1e-5 * expected.loss, "{case}");
+        let [got, expected] = [&device, &Device::cpu()].map(|device| {
+            let network = Network::new(params.clone(), device).unwrap();
+            let mut learner = Learner::new(params.clone(), training, device).unwrap();
+            carried(&network, &mut learner, batch, &Targets::Classes(classes.view()))
+        });
+        for (got, expected) in got.iter().zip(&expected) {
+            assert_close(got, expected, &format!("{case}, carried states"));
+        }
     }
+}
+
+/// Returns the states that several runs leave, each of which starts from those of the one before.
+fn carried(
+    network: &Network,
+    learner: &mut Learner,
+    batch: Batch<'_>,
+    targets: &Targets<'_>,
+) -> [Array3<f32>; 4] {
+    let (_, forward) = network.forward_from(None, batch).unwrap();
+    let advanced = network.advance(Some(&forward), batch).unwrap();
+    let entropy = Loss::cross_entropy();
+    let evaluated = network.evaluate_from(&entropy, Some(&advanced), batch, targets.clone());
+    let (_, evaluated) = evaluated.unwrap();
+    let trained = learner.step_from(Some(&evaluated), batch, targets.clone()).unwrap();
+    [forward, advanced, evaluated, trained].map(|state| state.to_array().unwrap())
 }
 
 /// A profile of a run in chunks works. A run that does not fit in chunks is refused.

@@ -10,6 +10,7 @@ use crate::model::executor::{
     ChunkPosition, ChunkedRun, Executor, Hooks, RunInput, Upload, UploadData,
 };
 use crate::model::network::{Network, target_uploads};
+use crate::model::state::State;
 use crate::plan::{BufferId, Mode, Pass, Plan, REPORT, RunPurpose, SLOTS, UpdateBuffers, numbers};
 use crate::spec::config::Shape;
 use crate::spec::element::BufferElement;
@@ -89,14 +90,18 @@ impl LearnerBackend for AdapterBackend {
         network: &Network,
         batch: PreparedBatch<'_>,
         wait: Wait,
-    ) -> Result<()> {
-        let PreparedBatch { loss, shape, batch, targets, is_first } = batch;
+    ) -> Result<Option<State>> {
+        let PreparedBatch { loss, shape, state, keeps_last, batch, targets, is_first } = batch;
         let (mode, purpose) = (Mode::Training, RunPurpose::Loss(loss));
         let executor = Executor::new(network.gru().on_adapter()?, shape, mode, purpose, wait)?;
         let mut executor = executor.with_accumulator(&self.accumulator);
-        let input = RunInput::new(&executor, None, batch).await?;
+        if keeps_last {
+            executor.keep_last_states().await?;
+        }
+        let input = RunInput::new(mode, state, batch)?;
         let mut run = LossRun { input, head: network.head(), shape, targets, is_first };
-        executor.run_with(&mut run, &mut self.in_flight).await
+        executor.run_with(&mut run, &mut self.in_flight).await?;
+        Ok(executor.into_last_states())
     }
 
     async fn gradient(&mut self, wait: Wait) -> Result<(Vec<f32>, f32)> {

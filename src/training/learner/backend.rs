@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::gpu::wait::Wait;
 use crate::model::network::Network;
+use crate::model::state::State;
 use crate::spec::batch::Batch;
 use crate::spec::config::Shape;
 use crate::spec::loss::{Loss, PreparedTargets};
@@ -15,13 +16,13 @@ use crate::spec::params::Params;
 /// the `gradient` and replace it by the sum over all machines with `set_gradient`.
 pub(super) trait LearnerBackend {
     /// Adds a batch's loss and gradient to the accumulated ones. The first batch of an update
-    /// replaces them.
+    /// replaces them. Returns the states after the last steps if the batch keeps them.
     async fn accumulate(
         &mut self,
         network: &Network,
         batch: PreparedBatch<'_>,
         wait: Wait,
-    ) -> Result<()>;
+    ) -> Result<Option<State>>;
 
     /// Returns the accumulated gradient as a flat buffer, and the accumulated loss.
     async fn gradient(&mut self, wait: Wait) -> Result<(Vec<f32>, f32)>;
@@ -59,6 +60,10 @@ pub(super) trait LearnerBackend {
 pub(super) struct PreparedBatch<'a> {
     pub loss: Loss,
     pub shape: Shape,
+    /// The states that the batch starts from; those of the batch if `None`.
+    pub state: Option<&'a State>,
+    /// True if the states after the last steps are kept.
+    pub keeps_last: bool,
     pub batch: Batch<'a>,
     pub targets: &'a PreparedTargets,
     /// True for the first batch of an update.

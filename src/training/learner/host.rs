@@ -5,6 +5,7 @@ use crate::cpu::GradientsWanted;
 use crate::error::Result;
 use crate::gpu::wait::Wait;
 use crate::model::network::Network;
+use crate::model::state::State;
 use crate::spec::linear::Linear;
 use crate::spec::optimizer::{Clip, OptimizerState, UpdateConstants};
 use crate::spec::params::Params;
@@ -32,13 +33,13 @@ impl LearnerBackend for HostBackend {
         network: &Network,
         batch: PreparedBatch<'_>,
         wait: Wait,
-    ) -> Result<()> {
-        let PreparedBatch { loss, shape, batch, targets, is_first } = batch;
+    ) -> Result<Option<State>> {
+        let PreparedBatch { loss, shape, state, keeps_last, batch, targets, is_first } = batch;
         if is_first {
             self.gradient.as_mut_slice().fill(0.0);
             self.loss = 0.0;
         }
-        let (out, tape) = network.gru().run_forward_train(None, batch, None, wait).await?;
+        let (out, tape) = network.gru().run_forward_train(state, batch, None, wait).await?;
         let features = network.head().features(shape, &out.y, &out.h_n);
         let head = Linear::new(network.params());
         let mut doutputs = head.forward(features.view());
@@ -62,7 +63,7 @@ impl LearnerBackend for HostBackend {
             of_batch.iter_mut().zip(row).for_each(|(sum, &g)| *sum += f64::from(g));
         }
         flat[dbias].iter_mut().zip(&of_batch).for_each(|(sum, &g)| *sum += g as f32);
-        Ok(())
+        Ok(keeps_last.then(|| State::from_array(out.h_n)))
     }
 
     async fn gradient(&mut self, _: Wait) -> Result<(Vec<f32>, f32)> {
