@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn windows_without_targets_are_skipped_and_carry_their_states() {
-        let mask = (0..12).map(|t| t >= 6 && t < 8).collect::<Vec<_>>();
+        let mask = (0..12).map(|t| (6..8).contains(&t)).collect::<Vec<_>>();
         let sequence = Example::new(Array2::zeros((12, 1)), Target::Classes(vec![0; 12]));
         let data = SequenceWindows::every_step(vec![sequence.with_mask(mask)], 2, 2).unwrap();
         let config = TrainerConfig::new(9, 1);

@@ -1,4 +1,5 @@
-//! Describes how the columns of a table become labels and model inputs.
+//! Describes how the columns of a table become labels and model inputs, and how its sequences are
+//! cut into windows.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,28 @@ pub enum Task {
     Classify,
     /// One class per row.
     Label,
+    /// A number per sequence or per row.
+    Regress,
+}
+
+/// What has one label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Per {
+    /// Each sequence. If sequences are cut into windows, each window: the label of its last row.
+    Sequence,
+    /// Each row.
+    Row,
+}
+
+impl Per {
+    /// Returns the word for what has one label.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Sequence => "sequence",
+            Self::Row => "row",
+        }
+    }
 }
 
 /// The sequence column and the label column: their names, or their numbers if the file has no
@@ -18,10 +41,96 @@ pub enum Task {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LabelColumns {
-    pub sequence: String,
+    /// `None` if the whole file is one sequence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<String>,
     pub label: String,
-    /// The labels, sorted. The model's outputs are in this order.
+    /// The labels of classes, sorted. The model's outputs are in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
+    /// The labels that are numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numeric: Option<NumericLabel>,
+}
+
+/// Labels that are numbers. The model's output is (label − mean) / deviation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NumericLabel {
+    pub per: Per,
+    pub mean: f64,
+    pub deviation: f64,
+}
+
+impl NumericLabel {
+    /// Returns the label of an output.
+    pub fn label(&self, output: f32) -> f64 {
+        self.mean + self.deviation * f64::from(output)
+    }
+
+    /// Returns the text of the label of an output, with six significant digits of the deviation.
+    pub fn shown(&self, output: f32) -> String {
+        let digits = 5 - self.deviation.log10().floor() as i32;
+        let label = self.label(output);
+        match digits {
+            0..=17 => format!("{label:.*}", digits as usize),
+            _ if digits < 0 => format!("{label:.0}"),
+            _ => format!("{label:e}"),
+        }
+    }
+}
+
+/// The windows that sequences are cut into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowSettings {
+    /// Rows of a window.
+    pub window: usize,
+    /// Rows between the starts of two windows.
+    pub stride: usize,
+}
+
+/// What is learned from a table of sequences.
+#[derive(Clone, Copy, Debug)]
+pub struct SequenceTask<'a> {
+    pub task: Task,
+    pub columns: &'a LabelColumns,
+    pub windows: Option<WindowSettings>,
+}
+
+impl SequenceTask<'_> {
+    /// Returns what has one label.
+    pub fn per(&self) -> Per {
+        match (self.task, &self.columns.numeric) {
+            (Task::Classify, _) => Per::Sequence,
+            (Task::Label, _) => Per::Row,
+            (Task::Regress, numeric) => numeric.map_or(Per::Row, |numeric| numeric.per),
+        }
+    }
+
+    /// Returns true if the label of each row is read: it has one of its own, or a window may end
+    /// there.
+    pub fn reads_each_row(&self) -> bool {
+        self.per() == Per::Row || self.windows.is_some()
+    }
+
+    /// Returns the windows if states are carried from window to window.
+    pub fn carried(&self) -> Option<WindowSettings> {
+        self.windows.filter(|_| self.per() == Per::Row)
+    }
+}
+
+/// Returns the mean and the standard deviation of numbers, at least one. The deviation of equal
+/// numbers (up to rounding) is 1.
+pub fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+    // Divide by the largest value, so that squares do not overflow.
+    let largest = values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
+    let unit = if largest > 0.0 { largest } else { 1.0 };
+    let count = values.len() as f64;
+    let mean = values.iter().map(|value| value / unit).sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|value| (value / unit - mean).powi(2)).sum();
+    let deviation = unit * (squares / count).sqrt();
+    (unit * mean, if deviation > 1e-12 * largest { deviation } else { 1.0 })
 }
 
 /// A column that the model reads.

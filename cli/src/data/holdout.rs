@@ -1,11 +1,11 @@
 //! [`HoldOut`]: draws the validation set from the sequences of a table.
 
 use anyhow::{Result, ensure};
-use gru_wgpu::Target;
 use rand::seq::SliceRandom;
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 
-use crate::data::features::{LabelColumns, Task};
+use crate::data::features::SequenceTask;
+use crate::data::labels::LabelReader;
 use crate::data::table::SequenceTable;
 use crate::data::time_axis::TimeAxis;
 
@@ -24,7 +24,8 @@ impl HoldOut {
         let count = table.sequences.len();
         ensure!(
             count >= 2,
-            "{} holds a single sequence, so none can be held out; give a validation file with --valid",
+            "{} holds a single sequence, so none can be held out; give a validation file with --valid, or cut the sequence \
+             into windows with --window, which holds out its end",
             table.shown
         );
         Ok(self.draw(&mut [(0..count).collect()], &[self.size(count).clamp(1, count - 1)]))
@@ -45,13 +46,11 @@ impl HoldOut {
 
     /// Draws the same fraction of each class, up to rounding. At least one sequence of each class
     /// stays in the training set.
-    pub fn by_class(&self, table: &SequenceTable, columns: &LabelColumns) -> Result<HoldOutSplit> {
-        let label = table.find(&columns.label)?;
-        let mut strata = vec![Vec::new(); columns.classes.len()];
+    pub fn by_class(&self, table: &SequenceTable, task: SequenceTask<'_>) -> Result<HoldOutSplit> {
+        let labels = LabelReader::new(table, task)?;
+        let mut strata = vec![Vec::new(); task.columns.classes.len()];
         for (at, sequence) in table.sequences.iter().enumerate() {
-            let target = table.target(Task::Classify, label, &columns.classes, sequence)?;
-            let Target::Class(class) = target else { unreachable!("one class per sequence") };
-            strata[class as usize].push(at);
+            strata[labels.class(sequence)?].push(at);
         }
         let sizes: Vec<_> = strata.iter().map(Vec::len).collect();
         let counts = self.counts(&sizes);
@@ -62,6 +61,12 @@ impl HoldOut {
             table.shown
         );
         Ok(self.draw(&mut strata, &counts))
+    }
+
+    /// Returns the number of rows at the end of a sequence of `rows` rows to hold out, at least one
+    /// and not all.
+    pub fn rows(&self, rows: usize) -> usize {
+        self.size(rows).clamp(1, rows.max(2) - 1)
     }
 
     /// Returns the number of sequences to hold out of `count`.

@@ -3,11 +3,15 @@
 pub mod baselines;
 pub mod csv_table;
 pub mod delimiter;
+pub mod errors;
+pub mod example_set;
 pub mod features;
 pub mod fingerprint;
 pub mod holdout;
+pub mod labels;
 pub mod model_file;
 pub mod numbers;
+pub mod outputs;
 pub mod sequences;
 pub mod series;
 pub mod table;

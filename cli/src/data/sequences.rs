@@ -3,14 +3,16 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use gru_wgpu::Example;
 use serde::{Deserialize, Serialize};
 
 use crate::data::csv_table::CsvOptions;
-use crate::data::features::{Feature, LabelColumns, Task};
+use crate::data::example_set::ExampleSet;
+use crate::data::features::{Feature, Per, SequenceTask, Task, WindowSettings};
 use crate::data::fingerprint::{canonical, check_fingerprint};
 use crate::data::holdout::HoldOut;
+use crate::data::labels::LabelReader;
 use crate::data::numbers::{NumberFormat, point};
 use crate::data::table::SequenceTable;
 
@@ -83,86 +85,116 @@ pub struct SequenceSplit {
     /// The validation table. `None` if sequences of `train` are held out.
     valid: Option<SequenceTable>,
     valid_sequences: Vec<Range<usize>>,
+    /// The rows at the start of a validation sequence that belong to the training set. The model
+    /// reads them, but their labels do not count.
+    warm_up: usize,
 }
 
 impl SequenceSplit {
     /// Reads the files and splits them. `seed` draws the held-out sequences.
-    pub fn read(
-        source: &SequenceSource,
-        task: Task,
-        columns: &LabelColumns,
-        seed: u64,
-    ) -> Result<Self> {
-        let train = SequenceTable::read(&source.train, source.options(), Some(&columns.sequence))?;
-        Self::new(train, source, task, columns, seed)
+    pub fn read(source: &SequenceSource, task: SequenceTask<'_>, seed: u64) -> Result<Self> {
+        let sequence = task.columns.sequence.as_deref();
+        let train = SequenceTable::read_with(&source.train, source.options(), sequence)?;
+        Self::new(train, source, task, seed)
     }
 
     /// Splits a table that is already in memory.
     pub fn new(
         train: SequenceTable,
         source: &SequenceSource,
-        task: Task,
-        columns: &LabelColumns,
+        task: SequenceTask<'_>,
         seed: u64,
     ) -> Result<Self> {
         if let Some(path) = &source.valid {
-            let valid = SequenceTable::read(path, source.options(), Some(&columns.sequence))?;
+            let sequence = task.columns.sequence.as_deref();
+            let valid = SequenceTable::read_with(path, source.options(), sequence)?;
             let (train_sequences, valid_sequences) =
                 (train.sequences.clone(), valid.sequences.clone());
-            return Ok(Self { train, train_sequences, valid: Some(valid), valid_sequences });
+            let valid = Some(valid);
+            return Ok(Self { train, train_sequences, valid, valid_sequences, warm_up: 0 });
         }
         let fraction = source.holdout.unwrap_or_default();
         let holdout = HoldOut { fraction, seed };
+        if let (Some(windows), [only]) = (task.windows, &train.sequences[..]) {
+            ensure!(
+                only.len() > 1,
+                "{} has one row, so no rows can be held out; expected a row per time step",
+                train.shown
+            );
+            let (rest, held_out, warm_up) = split_rows(only, &holdout, task.per(), windows);
+            let (train_sequences, valid_sequences) = (vec![rest], vec![held_out]);
+            return Ok(Self { train, train_sequences, valid: None, valid_sequences, warm_up });
+        }
         let axis = match &source.time {
             Some(column) => train.time_axis(Some(column))?,
             None => None,
         };
         let latest = axis.and_then(|(_, axis)| holdout.latest(&train, &axis));
-        let (rest, held_out) = match (latest, task) {
-            (Some(split), _) => split,
-            (None, Task::Classify) => holdout.by_class(&train, columns)?,
-            (None, Task::Label) => holdout.of_all(&train)?,
+        let (rest, held_out) = match latest {
+            Some(split) => split,
+            None if task.task == Task::Classify && !task.reads_each_row() => {
+                holdout.by_class(&train, task)?
+            }
+            None => holdout.of_all(&train)?,
         };
         let of = |order: &[usize]| order.iter().map(|&at| train.sequences[at].clone()).collect();
         let (train_sequences, valid_sequences) = (of(&rest), of(&held_out));
-        Ok(Self { train, train_sequences, valid: None, valid_sequences })
+        Ok(Self { train, train_sequences, valid: None, valid_sequences, warm_up: 0 })
     }
 
     /// Converts the sequences to examples and drops the tables, whose text takes much more memory
     /// than the numbers.
     pub fn into_examples(
         self,
-        task: Task,
-        columns: &LabelColumns,
+        task: SequenceTask<'_>,
         features: &[Feature],
     ) -> Result<SequenceExamples> {
-        let Self { train: table, train_sequences, valid, valid_sequences } = self;
-        let train = examples(task, columns, features, &table, &train_sequences)?;
+        let Self { train: table, train_sequences, valid, valid_sequences, warm_up } = self;
+        let train = examples(task, features, &table, &train_sequences, 0)?;
         let valid = valid.as_ref().unwrap_or(&table);
-        let valid = examples(task, columns, features, valid, &valid_sequences)?;
+        let valid = examples(task, features, valid, &valid_sequences, warm_up)?;
         let names = train_sequences.iter().map(|rows| table.name(rows).to_owned()).collect();
+        let (train, valid) =
+            (ExampleSet::new(train, task, false)?, ExampleSet::new(valid, task, true)?);
         Ok(SequenceExamples { train, names, valid })
     }
 }
 
+/// Splits the only sequence of a table: its end is held out. Returns the rows of both parts, and
+/// how many rows of the held-out part are a warm-up.
+fn split_rows(
+    rows: &Range<usize>,
+    holdout: &HoldOut,
+    per: Per,
+    WindowSettings { window, .. }: WindowSettings,
+) -> (Range<usize>, Range<usize>, usize) {
+    let border = rows.end - holdout.rows(rows.len());
+    let before = match per {
+        Per::Row => window,
+        // The first window that counts ends at the first row that is held out.
+        Per::Sequence => window - 1,
+    };
+    let warm_up = before.min(border - rows.start);
+    (rows.start..border, border - warm_up..rows.end, warm_up)
+}
+
 /// The training set and the validation set.
 pub struct SequenceExamples {
-    pub train: Vec<Example>,
+    pub train: ExampleSet,
     /// Names of the training sequences.
     pub names: Vec<String>,
-    pub valid: Vec<Example>,
+    pub valid: ExampleSet,
 }
 
 fn examples(
-    task: Task,
-    columns: &LabelColumns,
+    task: SequenceTask<'_>,
     features: &[Feature],
     table: &SequenceTable,
     sequences: &[Range<usize>],
+    warm_up: usize,
 ) -> Result<Vec<Example>> {
-    let label = table.find(&columns.label)?;
+    let labels = LabelReader::new(table, task)?;
     let inputs = table.inputs(features, sequences)?;
-    let example =
-        |(x, sequence)| Ok(Example::new(x, table.target(task, label, &columns.classes, sequence)?));
+    let example = |(x, sequence)| labels.example(x, sequence, warm_up);
     inputs.into_iter().zip(sequences).map(example).collect()
 }

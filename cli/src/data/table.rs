@@ -5,12 +5,11 @@ use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use gru_wgpu::Target;
+use anyhow::{Context, Result, bail, ensure};
 use ndarray::Array2;
 
 use crate::data::csv_table::{CsvOptions, CsvRow, CsvTable};
-use crate::data::features::{Feature, Task};
+use crate::data::features::{Feature, mean_and_deviation};
 use crate::data::time_axis::TimeAxis;
 use crate::ui::output::{log, quote, quote_path};
 
@@ -48,30 +47,49 @@ const MAX_CATEGORIES: usize = 4096;
 /// a column with many categories.
 const MAX_INPUT_BYTES: usize = 1 << 30;
 
-/// The class index that the loss and the accuracy ignore.
-const NO_CLASS: i32 = -100;
-
 /// A CSV table whose rows are the time steps of sequences.
 pub struct SequenceTable {
     /// The quoted path, for messages.
     pub shown: String,
+    /// The file's name without its extension, which names the one sequence of a whole file.
+    stem: String,
     pub csv: CsvTable,
-    /// Index of the sequence column, which names the sequence of each row.
-    pub sequence: usize,
+    /// Index of the sequence column, which names the sequence of each row. `None` if all rows are
+    /// one sequence.
+    pub sequence: Option<usize>,
     /// Rows of each sequence.
     pub sequences: Vec<Range<usize>>,
-    pub advice: CellAdvice,
+    advice: CellAdvice,
 }
 
 impl SequenceTable {
-    /// Reads a file. The column `sequence`, by default the first, names the sequence of each row.
-    pub fn read(path: &Path, options: CsvOptions, sequence: Option<&str>) -> Result<Self> {
+    /// Reads a file. `choose` returns the column that names the sequence of each row, or `None` if
+    /// all rows are one sequence.
+    pub fn read(
+        path: &Path,
+        options: CsvOptions,
+        choose: impl FnOnce(&CsvTable) -> Result<Option<usize>>,
+    ) -> Result<Self> {
         let shown = quote_path(path);
         let csv = CsvTable::read(path, options)?;
-        let found = sequence.map_or(Ok(0), |name| csv.find(name));
-        let sequence = found.with_context(|| shown.clone())?;
-        let sequences = sequences(&csv, sequence).with_context(|| shown.clone())?;
-        Ok(Self { shown, csv, sequence, sequences, advice: CellAdvice::TRAIN })
+        let sequence = choose(&csv).with_context(|| shown.clone())?;
+        let sequences = match sequence {
+            Some(column) => sequences(&csv, column).with_context(|| shown.clone())?,
+            None => std::iter::once(0..csv.rows().len()).collect(),
+        };
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let (stem, advice) = (stem.into_owned(), CellAdvice::TRAIN);
+        Ok(Self { shown, stem, csv, sequence, sequences, advice })
+    }
+
+    /// Reads a file whose sequence column is known; see [`Self::sequence`].
+    pub fn read_with(path: &Path, options: CsvOptions, sequence: Option<&str>) -> Result<Self> {
+        Self::read(path, options, |csv| sequence.map(|name| csv.find(name)).transpose())
+    }
+
+    /// Sets the advice in errors about cells.
+    pub fn with_advice(self, advice: CellAdvice) -> Self {
+        Self { advice, ..self }
     }
 
     /// Returns the index of a column by name or number. Errors name the file.
@@ -96,7 +114,7 @@ impl SequenceTable {
         let features: Vec<_> = match features {
             Some(names) => self.find_all(names)?,
             None => {
-                let others = (0..count).filter(|&c| c != self.sequence && c != label);
+                let others = (0..count).filter(|&c| Some(c) != self.sequence && c != label);
                 let (times, others): (Vec<_>, Vec<_>) =
                     others.partition(|&column| TimeAxis::is_in(&self.csv, column));
                 for column in times {
@@ -123,7 +141,7 @@ impl SequenceTable {
             listed()
         );
         ensure!(
-            label != self.sequence,
+            Some(label) != self.sequence,
             "{}; the label column cannot also be the sequence column",
             listed()
         );
@@ -145,7 +163,8 @@ impl SequenceTable {
             Some("none") => None,
             Some(name) => Some(self.find(name)?),
             None => {
-                let mut all = (0..self.csv.names.len()).filter(|&column| column != self.sequence);
+                let columns = 0..self.csv.names.len();
+                let mut all = columns.filter(|&column| Some(column) != self.sequence);
                 all.find(|&column| TimeAxis::is_in(&self.csv, column))
             }
         };
@@ -157,10 +176,13 @@ impl SequenceTable {
 
     /// Returns the name of a sequence.
     pub fn name(&self, rows: &Range<usize>) -> &str {
-        self.csv.row(rows.start).cell(self.sequence)
+        match self.sequence {
+            Some(column) => self.csv.row(rows.start).cell(column),
+            None => &self.stem,
+        }
     }
 
-    fn rows(&self, rows: &Range<usize>) -> impl ExactSizeIterator<Item = CsvRow<'_>> + Clone {
+    pub fn rows(&self, rows: &Range<usize>) -> impl ExactSizeIterator<Item = CsvRow<'_>> + Clone {
         self.csv.rows_in(rows.clone())
     }
 
@@ -191,17 +213,9 @@ impl SequenceTable {
         let values: Vec<_> = values.filter_map(Result::transpose).collect::<Result<_>>()?;
         let name = quote(&self.csv.names[column]);
         ensure!(!values.is_empty(), "column {name} has no number in the training set");
-        // Divide by the largest value, so that squares do not overflow.
-        let largest = values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
-        let unit = if largest > 0.0 { largest } else { 1.0 };
-        let count = values.len() as f64;
-        let mean = values.iter().map(|value| value / unit).sum::<f64>() / count;
-        let squares: f64 = values.iter().map(|value| (value / unit - mean).powi(2)).sum();
-        let deviation = unit * (squares / count).sqrt();
-        // A constant column (up to rounding) is not scaled.
-        let deviation = if deviation > 1e-12 * largest { deviation } else { 1.0 };
+        let (mean, deviation) = mean_and_deviation(&values);
         let column = self.csv.column_key(column);
-        Ok(Feature::Numeric { column, mean: unit * mean, deviation })
+        Ok(Feature::Numeric { column, mean, deviation })
     }
 
     fn categorical<'a>(
@@ -346,104 +360,6 @@ impl SequenceTable {
             }
         }
         Ok(())
-    }
-
-    /// Returns the different labels, sorted. Words such as `none`, which mean a missing value in
-    /// other columns, are valid labels. An empty cell is no label.
-    pub fn classes(&self, label: usize) -> Result<Vec<String>> {
-        let words: BTreeSet<_> = self.csv.rows().map(|row| row.cell(label)).collect();
-        let classes: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
-        let column = quote(&self.csv.names[label]);
-        match classes[..] {
-            [] => bail!("{}: the label column {column} is empty", self.shown),
-            [one] => bail!(
-                "{}: every label in column {column} is {}; expected at least two different labels",
-                self.shown,
-                quote(one)
-            ),
-            _ => {}
-        }
-        for class in classes.iter().filter(|class| self.csv.is_missing(class)) {
-            let class = quote(class);
-            log(format_args!(
-                "{class} in column {column} is used as a class; leave a cell empty if it has no label"
-            ));
-        }
-        Ok(classes.into_iter().map(str::to_owned).collect())
-    }
-
-    /// Refuses labels that look like numbers to predict rather than classes.
-    pub fn check_classes(&self, label: usize, classes: &[String]) -> Result<()> {
-        const MAX_NUMERIC_CLASSES: usize = 20;
-        let is_fraction = |class: &&String| {
-            let value = self.csv.numbers.parse(class);
-            value.is_some_and(|value| value.is_finite() && value.fract() != 0.0)
-        };
-        let (fractions, all) = (classes.iter().filter(is_fraction).count(), classes.len());
-        ensure!(
-            all <= MAX_NUMERIC_CLASSES || 10 * fractions < 9 * all,
-            "{}: the label column {column} has {all} different labels, {fractions} of them numbers with a \
-             fraction; `gru train` learns classes, `gru forecast` predicts numbers of a series (pass \
-             --categorical {column} to use each label as a class)",
-            self.shown,
-            column = quote(&self.csv.names[label])
-        );
-        Ok(())
-    }
-
-    /// Returns the labels of a sequence: one for the sequence, or one per row, with `\"\"` for no
-    /// label.
-    pub fn labels(&self, task: Task, label: usize, sequence: &Range<usize>) -> Result<Vec<&str>> {
-        let rows = self.rows(sequence);
-        match task {
-            Task::Label => Ok(rows.map(|row| row.cell(label)).collect()),
-            Task::Classify => {
-                let first = self.csv.row(sequence.start).cell(label);
-                let other = rows.clone().find(|row| row.cell(label) != first);
-                match other {
-                    None => Ok(vec![first]),
-                    Some(other) => bail!(
-                        "{}: line {}: the label of sequence {} changes from {} to {}; --task classify needs \
-                         the same label in all rows of a sequence, --task label takes one per row",
-                        self.shown,
-                        other.line,
-                        quote(self.name(sequence)),
-                        quote(first),
-                        quote(other.cell(label))
-                    ),
-                }
-            }
-        }
-    }
-
-    /// Returns the labels of a sequence as a training target.
-    pub fn target(
-        &self,
-        task: Task,
-        label: usize,
-        classes: &[String],
-        sequence: &Range<usize>,
-    ) -> Result<Target> {
-        let labels = self.labels(task, label, sequence)?;
-        let mut targets = labels.iter().zip(self.rows(sequence)).map(|(&word, row)| {
-            if word.is_empty() && task == Task::Label {
-                return Ok(NO_CLASS);
-            }
-            let found = classes.binary_search_by(|class| class.as_str().cmp(word));
-            found.map(|class| class as i32).map_err(|_| match word {
-                "" => anyhow!("{}: line {}: the label is empty", self.shown, row.line),
-                _ => anyhow!(
-                    "{}: line {}: label {} does not occur in the training data",
-                    self.shown,
-                    row.line,
-                    quote(word)
-                ),
-            })
-        });
-        match task {
-            Task::Classify => targets.next().expect("one label per sequence").map(Target::Class),
-            Task::Label => targets.collect::<Result<_>>().map(Target::Classes),
-        }
     }
 }
 

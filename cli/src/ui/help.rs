@@ -48,11 +48,17 @@ impl OptionHelp {
 /// Every option, by topic, in the order of the help.
 static OPTIONS: &[(&str, &[OptionHelp])] = &[
 ("Data", &[
-option("task", "classify|label", "Predict a class per sequence, or per row").more("Rows without a label count in neither the loss nor the accuracy."),
-option("sequence", "COLUMN", "Column with the sequence's name [default: the first]").rare().more("A column's name, or its number from 1: 3 or #3."),
+option("task", "classify|label|regress", "Predict a class per sequence or row, or numbers").more("Rows without a label count in neither the loss nor the metrics."),
+option("per", "sequence|row", "With --task regress, what has one number").rare().more("Default: row if the label changes inside a sequence."),
+option("sequence", "COLUMN|none", "Column with the sequence's name [default: the first]").rare().more("A column's name, or its number from 1: 3 or #3. none: the whole file is one sequence. With --window, \
+         none is the default if the first column has time stamps."),
+option("window", "ROWS", "Cut sequences into windows of ROWS rows").rare().more("With a label per row: truncated backpropagation; the state is carried from window to window, and each row of a \
+         batch (--batch) reads another part. With a label per sequence: each window is an example with the label of \
+         its last row. The end of a file with one sequence is held out."),
+option("stride", "ROWS", "Rows between two windows [default: the window]").rare().more("With a label per row, at most the window: each update has STRIDE new rows, and gradients flow through a window."),
 option("time", "COLUMN|none", "Column with time stamps: the latest sequences are held out").rare().more("Default: the first column of time stamps. none: the held-out sequences are drawn. The rows of a sequence \
          must be in the order of time."),
-option("label", "COLUMN", "Column with the labels [default: the last]").more("An empty cell is no label. NA, null and none are classes like any other."),
+option("label", "COLUMN", "Column with the labels [default: the last]").more("An empty cell is no label. NA, null and none are classes like any other, and no number."),
 option("features", "COLUMN,…", "Input columns [default: all others]"),
 option("categorical", "COLUMN,…", "Columns to treat as categories, not as numbers").rare().more("Default: the columns in which most cells are not numbers. Name the label's column here if its \
          numbers are classes."),

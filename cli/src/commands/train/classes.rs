@@ -4,11 +4,12 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
-use gru_wgpu::{Device, Network, Params, Target};
+use gru_wgpu::{Device, Network, Params};
 use ndarray::ArrayView1;
 use serde::Serialize;
 
 use super::sequences::SequenceRun;
+use crate::data::example_set::Label;
 use crate::ui::files::write_file;
 use crate::ui::output::{TextTable, quote};
 
@@ -38,26 +39,14 @@ impl ClassMetrics {
         let names = &run.config.columns.classes;
         let (mut count, mut predicted, mut correct) =
             (vec![0; names.len()], vec![0; names.len()], vec![0; names.len()]);
-        let (network, batch) = (Network::new(params.clone(), device)?, run.config.training.batch);
-        for examples in run.examples.valid.chunks(batch) {
-            let inputs: Vec<_> = examples.iter().map(|example| example.x.clone()).collect();
-            let outputs = network.forward_each(&inputs, batch)?;
-            for (example, outputs) in examples.iter().zip(&outputs) {
-                let targets = match &example.target {
-                    Target::Class(class) => std::slice::from_ref(class),
-                    Target::Classes(classes) => &classes[..],
-                    _ => unreachable!("tables have classes"),
-                };
-                for (&target, row) in targets.iter().zip(outputs.rows()) {
-                    // A row without a label does not count.
-                    let Ok(target) = usize::try_from(target) else { continue };
-                    let class = argmax(row);
-                    count[target] += 1;
-                    predicted[class] += 1;
-                    correct[class] += usize::from(class == target);
-                }
-            }
-        }
+        let (network, reader) = (Network::new(params.clone(), device)?, run.config.reader());
+        run.examples.valid.for_each_output(&network, reader, |label, outputs| {
+            let Label::Class(target) = label else { return };
+            let class = argmax(outputs);
+            count[target] += 1;
+            predicted[class] += 1;
+            correct[class] += usize::from(class == target);
+        })?;
         let fraction = |part: usize, all: usize| (all > 0).then(|| part as f64 / all as f64);
         let class = |(at, name): (usize, &String)| Self {
             class: name.clone(),

@@ -1,13 +1,16 @@
 //! The `config.toml` of a run of `gru train`.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use gru_wgpu::{
     Adam, Clip, GruConfig, Head, LearnerConfig, Loss, Optimizer, ParamLayout, TrainerConfig,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::data::features::{Feature, LabelColumns, Task};
+use crate::data::features::{
+    Feature, LabelColumns, NumericLabel, Per, SequenceTask, Task, WindowSettings,
+};
+use crate::data::outputs::Reader;
 use crate::data::sequences::SequenceSource;
 use crate::data::table_options::check_marks;
 use crate::rundir::config::{self, RunConfig};
@@ -25,6 +28,9 @@ pub struct TrainConfig {
     pub task: Task,
     pub data: SequenceSource,
     pub columns: LabelColumns,
+    /// The windows that sequences are cut into. `None` if they are whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows: Option<WindowSettings>,
     pub features: Vec<Feature>,
     pub model: SequenceModelSettings,
     pub training: TrainSettings,
@@ -62,10 +68,34 @@ pub enum OptimizerArg {
     Sgd,
 }
 
+/// The loss of a task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossSetting {
+    /// Of labels that are classes.
+    #[default]
+    CrossEntropy,
+    /// Of labels that are numbers, scaled.
+    MeanSquared,
+}
+
+impl From<LossSetting> for Loss {
+    fn from(setting: LossSetting) -> Self {
+        match setting {
+            LossSetting::CrossEntropy => Self::cross_entropy(),
+            LossSetting::MeanSquared => Self::MeanSquared,
+        }
+    }
+}
+
 /// The training settings. [`TrainOverrides`] are the ones that a resumed run may change.
 #[derive(clap::Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSettings {
+    /// The loss, which follows from the task.
+    #[arg(skip)]
+    #[serde(default)]
+    pub loss: LossSetting,
     #[arg(skip = 40_usize)]
     pub epochs: usize,
     /// Sequences per batch.
@@ -152,6 +182,14 @@ impl RunConfig for TrainConfig {
             "The column with the sequence's name, the column with the labels, and the classes.",
         ),
         (
+            "[columns.numeric]",
+            "Labels that are numbers. The model's output is (label - mean) / deviation.",
+        ),
+        (
+            "[windows]",
+            "Sequences are cut into windows of this many rows; the next starts `stride` rows later.",
+        ),
+        (
             "[[features]]",
             "An input column. A number becomes (cell - mean) / deviation; a word becomes one-hot.",
         ),
@@ -165,14 +203,26 @@ impl RunConfig for TrainConfig {
 
     fn check(&self) -> Result<()> {
         let is_sorted = |words: &[String]| words.windows(2).all(|pair| pair[0] < pair[1]);
-        let LabelColumns { classes, .. } = &self.columns;
-        let are_classes = classes.len() >= 2 && is_sorted(classes);
-        ensure!(are_classes, "columns.classes must have at least two classes, sorted");
+        let LabelColumns { classes, numeric, .. } = &self.columns;
+        match (self.task, numeric) {
+            (Task::Regress, Some(NumericLabel { mean, deviation, .. })) => ensure!(
+                is_scale(*mean, *deviation) && classes.is_empty(),
+                "columns.numeric must have a finite mean and a deviation above 0, and columns.classes nothing"
+            ),
+            (Task::Regress, None) => bail!("task regress needs columns.numeric"),
+            (_, Some(_)) => bail!("columns.numeric needs task regress"),
+            (_, None) => ensure!(
+                classes.len() >= 2 && is_sorted(classes),
+                "columns.classes must have at least two classes, sorted"
+            ),
+        }
+        if let Some(windows) = self.windows {
+            windows.check(self.task_of_sequences().per(), self.model.direction)?;
+        }
         for feature in &self.features {
             match feature {
                 Feature::Numeric { column, mean, deviation } => {
-                    let is_sound = mean.is_finite() && deviation.is_finite() && *deviation > 0.0;
-                    ensure!(is_sound, "feature {column} has no valid scale");
+                    ensure!(is_scale(*mean, *deviation), "feature {column} has no valid scale");
                 }
                 Feature::Categorical { column, words } => {
                     ensure!(is_sorted(words), "the words of feature {column} are not sorted");
@@ -186,7 +236,40 @@ impl RunConfig for TrainConfig {
     }
 }
 
+fn is_scale(mean: f64, deviation: f64) -> bool {
+    mean.is_finite() && deviation.is_finite() && deviation > 0.0
+}
+
+impl WindowSettings {
+    /// Refuses windows that leave out rows, or whose states cannot be carried.
+    pub fn check(&self, per: Per, direction: DirectionArg) -> Result<()> {
+        let Self { window, stride } = *self;
+        ensure!(window > 0 && stride > 0, "the window and the stride must have at least one row");
+        if per == Per::Row {
+            ensure!(
+                stride <= window,
+                "--stride {stride} is above --window {window}, which would leave out rows; expected at most the window"
+            );
+            ensure!(
+                direction == DirectionArg::Forward,
+                "--window with a label per row carries the state from window to window, which needs --direction forward"
+            );
+        }
+        Ok(())
+    }
+}
+
 impl TrainConfig {
+    /// Returns what is learned from the sequences.
+    pub fn task_of_sequences(&self) -> SequenceTask<'_> {
+        SequenceTask { task: self.task, columns: &self.columns, windows: self.windows }
+    }
+
+    /// Returns how the network reads sequences.
+    pub fn reader(&self) -> Reader {
+        Reader::new(self.task_of_sequences(), self.training.batch)
+    }
+
     /// Returns the categorical columns, with the number of categories of each.
     pub fn words(&self) -> impl Iterator<Item = (&str, usize)> {
         self.features.iter().filter_map(|feature| match feature {
@@ -201,10 +284,13 @@ impl TrainConfig {
         let inputs = self.features.iter().map(Feature::inputs).sum();
         let config: GruConfig = reset.config(inputs, hidden).with_layers(layers);
         let config = config.with_direction(direction.into()).with_dropout(dropout);
-        let outputs = self.columns.classes.len();
-        let head = match self.task {
-            Task::Classify => Head::last(outputs),
-            Task::Label => Head::every_step(outputs),
+        let outputs = match self.columns.numeric {
+            Some(_) => 1,
+            None => self.columns.classes.len(),
+        };
+        let head = match self.task_of_sequences().per() {
+            Per::Sequence => Head::last(outputs),
+            Per::Row => Head::every_step(outputs),
         };
         Ok(ParamLayout::with_head(&config, head)?)
     }
@@ -272,7 +358,7 @@ impl TrainingSettings for TrainSettings {
         };
         let updates = self.trainer_config().updates(sequences, self.accumulate);
         let warmup = self.warmup.unwrap_or(WARMUP);
-        LearnerConfig::new(Loss::cross_entropy(), optimizer, self.learning_rate)
+        LearnerConfig::new(self.loss.into(), optimizer, self.learning_rate)
             .with_schedule(self.schedule.schedule(self.epochs, updates, warmup))
             .with_clip(self.clip.0)
             .with_accumulation(self.accumulate)

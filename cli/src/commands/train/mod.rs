@@ -1,5 +1,7 @@
-//! `gru train`: trains a GRU that classifies or labels sequences, from a CSV table.
+//! `gru train`: trains a GRU that predicts classes or numbers of sequences or of their rows, from a
+//! CSV table.
 
+mod baselines;
 pub mod classes;
 pub mod config;
 mod curves;
@@ -10,26 +12,29 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use gru_wgpu::DeviceKind;
 
 use super::training_run::{self, RunTarget};
-use crate::data::features::{LabelColumns, Task};
+use crate::data::csv_table::CsvTable;
+use crate::data::features::{LabelColumns, NumericLabel, Per, SequenceTask, Task, WindowSettings};
 use crate::data::fingerprint::{canonical, fingerprint};
 use crate::data::holdout::HoldOut;
+use crate::data::labels::{self, LabelReader};
 use crate::data::sequences::{SequenceSource, SequenceSplit};
 use crate::data::table::SequenceTable;
 use crate::data::table_options::TableArgs;
+use crate::data::time_axis::TimeAxis;
 use crate::rundir::checkpoints::{CheckpointInterval, interval};
 use crate::rundir::config::RunConfig;
 use crate::rundir::folder::RunDir;
-use crate::ui::arguments::fraction;
+use crate::ui::arguments::{at_least_one, fraction};
 use crate::ui::output::{log, quote};
-use config::{SequenceModelSettings, TrainConfig, TrainOverrides, TrainSettings};
+use config::{LossSetting, SequenceModelSettings, TrainConfig, TrainOverrides, TrainSettings};
 use report::Format;
 use sequences::SequenceRun;
 
-/// Train a model that classifies sequences, or labels their rows, from a CSV file.
+/// Train a model that predicts classes or numbers for sequences or rows of a CSV file.
 #[derive(clap::Args, Debug)]
 #[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct TrainArgs {
@@ -72,7 +77,13 @@ struct SequenceColumnArgs {
     #[arg(long, default_value_t = 0.1, value_parser = fraction)]
     holdout: f64,
     #[arg(long)]
+    per: Option<Per>,
+    #[arg(long)]
     sequence: Option<String>,
+    #[arg(long, value_parser = at_least_one)]
+    window: Option<usize>,
+    #[arg(long, requires = "window", value_parser = at_least_one)]
+    stride: Option<usize>,
     #[arg(long, conflicts_with = "valid")]
     time: Option<String>,
     #[arg(long)]
@@ -89,7 +100,7 @@ const EXAMPLES: &str = "\
 Examples:
   gru train data/japanese_vowels_train.csv --task classify --run vowels
   gru train data/phonemes_train.csv --task label --direction both --run phonemes
-  gru train --resume phonemes --epochs 20";
+  gru train machine.csv --task regress --window 200 --run machine";
 
 const DETAILS: &str = "\
 The CSV file has one row per time step. The rows of a sequence stand together, in order. Numeric
@@ -101,19 +112,25 @@ and, from the best epoch on the validation set, model.safetensors. A checkpoint 
 the first epoch, at intervals (--checkpoint-every), and at Ctrl-C or SIGTERM, which stop the run
 within a second or after the current update.
 
-The model is a GRU and a linear head on its last state (classify) or on every state (label). `gru
+With --task regress the labels are numbers, and the errors are in their unit. Long recordings are
+cut with --window. With a label per row, the state is carried from window to window.
+
+The model is a GRU and a linear head on its last state, or on every state for labels per row. `gru
 run FOLDER/model.safetensors` runs the GRU. PyTorch loads the file into a module with an nn.GRU
-named gru and an nn.Linear named head. A larger example:
+named gru and an nn.Linear named head. Further examples:
+
+  gru train --resume phonemes --epochs 20
 
   gru train visits.csv --task classify --sequence patient --label outcome \\
       --features age,pulse,ward --categorical ward --valid later.csv \\
       --hidden 128 --layers 2 --dropout 0.2 --patience 5
 
---json: version, device, task, run, sequences {train, valid}, classes, words {COLUMN: count},
-parameters, epochs, updates, ended (whole or early), seconds, best_epoch, accuracy, loss,
-per_class [{class, count, correct, precision, recall}] on the validation set, and majority {class,
-accuracy, loss}: the training set's most frequent class, and the loss of its class frequencies.
-The exit status after Ctrl-C is 130.";
+--json: version, device, task, run, sequences {train, valid}, words {COLUMN: count}, parameters,
+epochs, updates, ended (whole or early), seconds, best_epoch and loss. For classes: classes,
+accuracy, per_class [{class, count, correct, precision, recall}] on the validation set, and
+majority {class, accuracy, loss}: the training set's most frequent class, and the loss of its class
+frequencies. For numbers: per, rmse, mae and baselines {last, mean}, each {rmse, mae}. The exit
+status after Ctrl-C is 130.";
 
 /// Runs the command.
 pub fn run(arguments: &TrainArgs, kind: DeviceKind, out: &mut impl Write) -> Result<ExitCode> {
@@ -142,8 +159,8 @@ fn read_again(folder: &RunDir, csv: Option<&Path>, valid: Option<&Path>) -> Resu
     let mut config = TrainConfig::read(&folder.config())?;
     config.data.set_paths(csv, valid)?;
     folder.check_inputs(config.data.files())?;
-    let TrainConfig { task, data, columns, training, .. } = &config;
-    let split = SequenceSplit::read(data, *task, columns, training.seed)?;
+    let split =
+        SequenceSplit::read(&config.data, config.task_of_sequences(), config.training.seed)?;
     SequenceRun::new(config, split)
 }
 
@@ -169,12 +186,17 @@ impl TrainArgs {
 
     /// Starts a new run.
     fn start(&self, csv: &Path) -> Result<SequenceRun> {
-        let Self { columns: given, valid, .. } = self;
-        let SequenceColumnArgs { task, holdout, sequence, label, features, categorical, .. } =
-            given;
-        let task = task.context("expected a --task")?; // clap has asked for it
+        let Self { columns: given, .. } = self;
+        let SequenceColumnArgs { label, features, categorical, .. } = given;
+        let task = given.task.context("expected a --task")?; // clap has asked for it
+        ensure!(
+            task == Task::Regress || given.per.is_none(),
+            "--per needs --task regress; classify has a class per sequence, label a class per row"
+        );
+        let windows = given.windows();
         let options = self.table.options(given.missing.clone())?;
-        let train = SequenceTable::read(csv, options, sequence.as_deref())?;
+        let train = SequenceTable::read(csv, options, |csv| given.sequence_column(csv))?;
+        given.check_sequences(&train)?;
         let (label, features) = train.choose(label.as_deref(), features.as_deref())?;
         let time = self.held_out_by(&train)?;
         let categorical = categorical.as_deref().map(|names| train.find_all(names));
@@ -185,36 +207,111 @@ impl TrainArgs {
             let column = quote(&name(column));
             bail!("--categorical names {column}, which is neither a feature nor the label");
         }
-        let classes = train.classes(label)?;
-        if !categorical.contains(&label) {
-            train.check_classes(label, &classes)?;
-        }
-        let columns = LabelColumns { sequence: name(train.sequence), label: name(label), classes };
-        let data = SequenceSource {
-            train: canonical(csv)?,
-            valid: valid.as_deref().map(canonical).transpose()?,
-            holdout: valid.is_none().then_some(*holdout),
-            time,
-            delimiter: char::from(train.csv.delimiter),
-            decimal: train.csv.numbers.decimal,
-            thousands: train.csv.numbers.thousands,
-            header: train.csv.has_header,
-            missing: given.missing.clone(),
-            fingerprint: fingerprint([Some(csv), valid.as_deref()])?,
+        let mut columns = LabelColumns {
+            sequence: train.sequence.map(name),
+            label: name(label),
+            classes: Vec::new(),
+            numeric: None,
         };
-        let training = self.settings.started_with(&self.overrides)?;
-        let split = SequenceSplit::new(train, &data, task, &columns, training.seed)?;
+        if task == Task::Regress {
+            ensure!(
+                !categorical.contains(&label),
+                "--categorical names the label, but --task regress learns numbers"
+            );
+            let per = given.per.unwrap_or_else(|| labels::judge_per(&train, label));
+            // The scale follows from the training set, which is not known yet.
+            columns.numeric = Some(NumericLabel { per, mean: 0.0, deviation: 1.0 });
+        } else {
+            columns.classes = labels::classes(&train, label)?;
+            if !categorical.contains(&label) {
+                labels::check_classes(&train, label, &columns.classes)?;
+            }
+        }
+        let data = self.source(csv, &train, time)?;
+        let mut training = self.settings.started_with(&self.overrides)?;
+        let of_columns = SequenceTask { task, columns: &columns, windows };
+        if let Some(windows) = windows {
+            windows.check(of_columns.per(), self.model.direction)?;
+        }
+        let split = SequenceSplit::new(train, &data, of_columns, training.seed)?;
+        if let Some(NumericLabel { per, .. }) = columns.numeric {
+            let labels = LabelReader::new(&split.train, of_columns)?;
+            columns.numeric = Some(labels.numeric(per, &split.train_sequences)?);
+            training.loss = LossSetting::MeanSquared;
+        }
         let features = split.train.features(&features, &categorical, &split.train_sequences)?;
         let config = TrainConfig {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             task,
             data,
             columns,
+            windows,
             features,
             model: self.model.clone(),
             training,
             changes: Vec::new(),
         };
         SequenceRun::new(config, split)
+    }
+
+    /// Describes the files of a new run.
+    fn source(
+        &self,
+        csv: &Path,
+        train: &SequenceTable,
+        time: Option<String>,
+    ) -> Result<SequenceSource> {
+        let Self { columns, valid, .. } = self;
+        Ok(SequenceSource {
+            train: canonical(csv)?,
+            valid: valid.as_deref().map(canonical).transpose()?,
+            holdout: valid.is_none().then_some(columns.holdout),
+            time,
+            delimiter: char::from(train.csv.delimiter),
+            decimal: train.csv.numbers.decimal,
+            thousands: train.csv.numbers.thousands,
+            header: train.csv.has_header,
+            missing: columns.missing.clone(),
+            fingerprint: fingerprint([Some(csv), valid.as_deref()])?,
+        })
+    }
+}
+
+impl SequenceColumnArgs {
+    fn windows(&self) -> Option<WindowSettings> {
+        let window = self.window?;
+        Some(WindowSettings { window, stride: self.stride.unwrap_or(window) })
+    }
+
+    /// Returns the column that names the sequence of each row: `--sequence`, by default the first.
+    /// Returns `None` for `--sequence none` and, by default, for windows of a file whose first
+    /// column has time stamps.
+    fn sequence_column(&self, csv: &CsvTable) -> Result<Option<usize>> {
+        match self.sequence.as_deref() {
+            Some("none") => Ok(None),
+            Some(name) => csv.find(name).map(Some),
+            None if self.window.is_some() && TimeAxis::is_in(csv, 0) => {
+                log(format_args!(
+                    "the first column, {}, has time stamps, so the whole file is taken as one sequence; --sequence says \
+                     which column names sequences",
+                    quote(&csv.names[0])
+                ));
+                Ok(None)
+            }
+            None => Ok(Some(0)),
+        }
+    }
+
+    /// Refuses windows of sequences of one row, which a wrong sequence column gives.
+    fn check_sequences(&self, table: &SequenceTable) -> Result<()> {
+        let (Some(_), Some(column)) = (self.window, table.sequence) else { return Ok(()) };
+        ensure!(
+            table.sequences.iter().any(|rows| rows.len() > 1),
+            "{}: the sequence column {} names another sequence in each row, so nothing can be cut into windows; name the \
+             column with --sequence, or pass --sequence none if the whole file is one sequence",
+            table.shown,
+            quote(&table.csv.names[column])
+        );
+        Ok(())
     }
 }

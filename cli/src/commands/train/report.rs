@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::{Context, Result};
-use gru_wgpu::{BestNetwork, Device, StopReason};
+use gru_wgpu::{BestNetwork, Device, Network, Params, StopReason};
 use indicatif::HumanDuration;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::baselines::{Baselines, MajorityBaseline, NumberBaselines};
 use super::classes::ClassMetrics;
 use super::sequences::SequenceRun;
 use crate::commands::training_run::Outcome;
+use crate::data::errors::NumberErrors;
+use crate::data::example_set::Label;
 use crate::rundir::folder::RunDir;
+use crate::ui::numbers::format_sig3;
 use crate::ui::output::{TextTable, log, quote, quote_path};
 
 /// How results are printed.
@@ -48,38 +52,56 @@ pub fn report(
     let early = if outcome.ended == StopReason::EarlyStopping { ", ended early" } else { "" };
     log(format_args!("trained in {time}, {epochs} of {all} epochs{early}{kept}"));
     let best = outcome.trainer.best().cloned().context("no epoch is over")?;
-    let classes = ClassMetrics::all(run, &best.params, device)?;
-    match format {
-        Format::Json => write_json(run, outcome, &best, &classes, folder, device, out)?,
-        Format::Table { all_classes } => {
-            write_table(run, &best, out)?;
-            ClassMetrics::print_table(&classes, all_classes, out)?;
+    match &run.baselines {
+        Baselines::Classes(majority) => {
+            let classes = ClassMetrics::all(run, &best.params, device)?;
+            match format {
+                Format::Json => {
+                    let results = class_results(run, &best, &classes, majority);
+                    write_json(run, outcome, &best, results, folder, device, out)?;
+                }
+                Format::Table { all_classes } => {
+                    write_accuracy(run, &best, majority, out)?;
+                    ClassMetrics::print_table(&classes, all_classes, out)?;
+                }
+            }
+            if outcome.unsaved.is_none() {
+                ClassMetrics::write_all(&classes, &folder.classes())?;
+            }
         }
-    }
-    if outcome.unsaved.is_none() {
-        ClassMetrics::write_all(&classes, &folder.classes())?;
+        Baselines::Numbers(baselines) => {
+            let errors = number_errors(run, &best.params, device)?;
+            match format {
+                Format::Json => {
+                    let results = number_results(run, &errors, baselines);
+                    write_json(run, outcome, &best, results, folder, device, out)?;
+                }
+                Format::Table { .. } => write_errors(run, &best, &errors, baselines, out)?,
+            }
+        }
     }
     Ok(())
 }
 
+/// Prints the values that every run has, and `results`.
 fn write_json(
     run: &SequenceRun,
     outcome: &mut Outcome,
     best: &BestNetwork,
-    classes: &[ClassMetrics],
+    results: Value,
     folder: &RunDir,
     device: &Device,
     out: &mut impl Write,
 ) -> Result<()> {
-    let SequenceRun { config, examples, majority } = run;
+    let SequenceRun { config, examples, .. } = run;
     let is_early = outcome.ended == StopReason::EarlyStopping;
-    let object = json!({
+    let [train, valid] = [&examples.train, &examples.valid].map(|set| set.sequences().len());
+    let mut object = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "device": device.to_string(),
         "task": config.task,
         "run": folder.path().to_string_lossy(),
-        "sequences": { "train": examples.train.len(), "valid": examples.valid.len() },
-        "classes": config.columns.classes,
+        "sequences": { "train": train, "valid": valid },
         "words": config.words().collect::<BTreeMap<_, _>>(),
         "parameters": config.layout()?.parameter_count(),
         "epochs": outcome.trainer.progress().epoch,
@@ -87,23 +109,70 @@ fn write_json(
         "ended": if is_early { "early" } else { "whole" },
         "seconds": outcome.seconds,
         "best_epoch": best.epoch + 1,
-        "accuracy": best.validation.accuracy(),
         "loss": best.validation.loss,
+    });
+    let (Value::Object(all), Value::Object(results)) = (&mut object, results) else {
+        unreachable!("both are objects")
+    };
+    all.extend(results);
+    writeln!(out, "{object}")?;
+    Ok(())
+}
+
+fn class_results(
+    run: &SequenceRun,
+    best: &BestNetwork,
+    classes: &[ClassMetrics],
+    majority: &MajorityBaseline,
+) -> Value {
+    json!({
+        "classes": run.config.columns.classes,
+        "accuracy": best.validation.accuracy(),
         "per_class": classes,
         "majority": {
             "class": majority.class,
             "accuracy": majority.accuracy,
             "loss": majority.loss,
         },
-    });
-    writeln!(out, "{object}")?;
+    })
+}
+
+fn number_results(run: &SequenceRun, errors: &NumberErrors, baselines: &NumberBaselines) -> Value {
+    json!({
+        "per": run.config.task_of_sequences().per(),
+        "rmse": errors.rmse,
+        "mae": errors.mae,
+        "baselines": { "last": baselines.last, "mean": baselines.mean },
+    })
+}
+
+/// Returns the network's errors on the validation set.
+fn number_errors(run: &SequenceRun, params: &Params, device: &Device) -> Result<NumberErrors> {
+    let numeric = run.config.columns.numeric.context("the labels are numbers")?;
+    let (network, reader) = (Network::new(params.clone(), device)?, run.config.reader());
+    let mut pairs = Vec::new();
+    run.examples.valid.for_each_output(&network, reader, |label, outputs| {
+        if let Label::Number(scaled) = label {
+            pairs.push((numeric.label(outputs[0]), numeric.label(scaled)));
+        }
+    })?;
+    Ok(NumberErrors::of(pairs))
+}
+
+fn write_held_out(run: &SequenceRun, best: &BestNetwork, out: &mut impl Write) -> Result<()> {
+    let (count, sequences) = (best.validation.counted, run.examples.valid.sequences().len());
+    writeln!(out, "held out: {sequences} sequences, {count} labels")?;
     Ok(())
 }
 
 /// Prints the network's accuracy and loss beside those of the baseline.
-fn write_table(run: &SequenceRun, best: &BestNetwork, out: &mut impl Write) -> Result<()> {
-    let (count, sequences) = (best.validation.counted, run.examples.valid.len());
-    writeln!(out, "held out: {sequences} sequences, {count} labels")?;
+fn write_accuracy(
+    run: &SequenceRun,
+    best: &BestNetwork,
+    majority: &MajorityBaseline,
+    out: &mut impl Write,
+) -> Result<()> {
+    write_held_out(run, best, out)?;
     let header = ["", "accuracy", "loss"].map(str::to_owned).to_vec();
     let mut table = TextTable::new(header);
     let mut row = |name: String, accuracy: f64, loss: f64| {
@@ -111,9 +180,31 @@ fn write_table(run: &SequenceRun, best: &BestNetwork, out: &mut impl Write) -> R
     };
     let accuracy = best.validation.accuracy().unwrap_or(f64::NAN);
     row(format!("GRU after epoch {}", best.epoch + 1), accuracy, best.validation.loss);
-    let majority = &run.majority;
     let name = format!("most frequent class, {}", quote(&majority.class));
     row(name, majority.accuracy, majority.loss);
+    write!(out, "{table}")?;
+    Ok(())
+}
+
+/// Prints the network's errors beside those of the baselines, in the unit of the labels.
+fn write_errors(
+    run: &SequenceRun,
+    best: &BestNetwork,
+    errors: &NumberErrors,
+    baselines: &NumberBaselines,
+    out: &mut impl Write,
+) -> Result<()> {
+    write_held_out(run, best, out)?;
+    let label = quote(&run.config.columns.label);
+    writeln!(out, "root mean squared and mean absolute error, in the unit of {label}")?;
+    let mut table = TextTable::new(["", "RMSE", "MAE"].map(str::to_owned).to_vec());
+    for (name, errors) in [
+        (format!("GRU after epoch {}", best.epoch + 1), errors),
+        ("the label before".to_owned(), &baselines.last),
+        ("mean of the training labels".to_owned(), &baselines.mean),
+    ] {
+        table.row(vec![name, format_sig3(errors.rmse), format_sig3(errors.mae)]);
+    }
     write!(out, "{table}")?;
     Ok(())
 }

@@ -1,17 +1,19 @@
 //! [`SequenceRun`]: the sequences that `gru train` trains on, and the baseline.
 
-use anyhow::{Result, ensure};
-use gru_wgpu::{Dataset, Example, ParamLayout, Target};
+use anyhow::Result;
+use gru_wgpu::{Dataset, ParamLayout};
 
+use super::baselines::{Baselines, MajorityBaseline, NumberBaselines};
 use super::config::{TrainConfig, TrainSettings};
-use super::curves::{CurvesText, draw_curves};
+use super::curves::{CurvesMetric, CurvesText, draw_curves};
 use crate::commands::training_run::TrainingRun;
 use crate::data::csv_table::printable;
-use crate::data::features::Task;
+use crate::data::features::{NumericLabel, WindowSettings};
 use crate::data::sequences::{SequenceExamples, SequenceSource, SequenceSplit};
 use crate::rundir::epochs::EpochMetrics;
 use crate::rundir::folder::KeptModel;
 use crate::rundir::settings::SettingsChange;
+use crate::ui::numbers::format_sig3;
 use crate::ui::output::{log, quote, some_of};
 
 /// A run of `gru train`. It holds only numbers; the tables that they come from are freed after
@@ -19,25 +21,19 @@ use crate::ui::output::{log, quote, some_of};
 pub struct SequenceRun {
     pub config: TrainConfig,
     pub examples: SequenceExamples,
-    pub majority: MajorityBaseline,
-}
-
-/// A baseline that knows only the class frequencies of the training set.
-pub struct MajorityBaseline {
-    pub class: String,
-    /// The accuracy on the validation set of always predicting the most frequent class.
-    pub accuracy: f64,
-    /// The cross-entropy on the validation set of the class frequencies, each class counted once
-    /// more than it occurs.
-    pub loss: f64,
+    pub baselines: Baselines,
 }
 
 impl SequenceRun {
     pub fn new(config: TrainConfig, split: SequenceSplit) -> Result<Self> {
-        let examples = split.into_examples(config.task, &config.columns, &config.features)?;
+        let task = config.task_of_sequences();
+        let examples = split.into_examples(task, &config.features)?;
         let SequenceExamples { train, valid, .. } = &examples;
-        let majority = MajorityBaseline::new(&config.columns.classes, train, valid)?;
-        Ok(Self { config, examples, majority })
+        let baselines = match &config.columns.numeric {
+            Some(numeric) => Baselines::Numbers(NumberBaselines::new(numeric, task, valid)?),
+            None => Baselines::Classes(MajorityBaseline::new(task, train, valid)?),
+        };
+        Ok(Self { config, examples, baselines })
     }
 }
 
@@ -66,11 +62,11 @@ impl TrainingRun for SequenceRun {
     }
 
     fn train(&self) -> impl Dataset {
-        &self.examples.train[..]
+        self.examples.train.data()
     }
 
     fn valid(&self) -> impl Dataset {
-        &self.examples.valid[..]
+        self.examples.valid.data()
     }
 
     fn data_note(&self) -> String {
@@ -89,30 +85,54 @@ impl TrainingRun for SequenceRun {
             [] => String::new(),
             words => format!(" missing={words:?}"),
         };
+        let windows = match self.config.windows {
+            None => String::new(),
+            Some(WindowSettings { window, stride }) => format!(" window={window} stride={stride}"),
+        };
         format!(
             "{fingerprint} holdout={holdout:?} time={time:?} delimiter={delimiter:?} decimal={decimal:?} \
-             thousands={thousands:?} header={header}{missing}"
+             thousands={thousands:?} header={header}{missing}{windows}"
         )
     }
 
     fn name_examples(&self, examples: &[usize]) -> String {
-        let names = examples.iter().map(|&example| quote(&self.examples.names[example]));
-        format!("sequences {}", some_of(names))
+        let name = |&example: &usize| {
+            let (sequence, rows) = self.examples.train.place(example);
+            let name = quote(&self.examples.names[sequence]);
+            let rows = rows.map(|rows| format!(" rows {} to {}", rows.start + 1, rows.end));
+            format!("{name}{}", rows.unwrap_or_default())
+        };
+        format!("sequences {}", some_of(examples.iter().map(name)))
     }
 
     fn announce(&self) {
-        let TrainConfig { columns, features, task, .. } = &self.config;
+        let TrainConfig { columns, features, windows, .. } = &self.config;
         let inputs: usize = features.iter().map(|feature| feature.inputs()).sum();
-        let (train, valid) = (self.examples.train.len(), self.examples.valid.len());
-        let each = match task {
-            Task::Classify => "sequence",
-            Task::Label => "row",
+        let SequenceExamples { train, valid, .. } = &self.examples;
+        let [train_count, valid_count] = [train, valid].map(|set| set.sequences().len());
+        let label = quote(&columns.label);
+        let per = self.config.task_of_sequences().per().word();
+        let labels = match columns.numeric {
+            Some(NumericLabel { mean, deviation, .. }) => format!(
+                "numbers of {label}, one a {per}: mean {}, standard deviation {}",
+                format_sig3(mean),
+                format_sig3(deviation)
+            ),
+            None => format!("classes of {label}, one a {per}: {}", columns.classes.len()),
         };
         log(format_args!(
-            "sequences: {train} to train on, {valid} held out; inputs: {inputs}; classes of {}, one a {each}: {}",
-            quote(&columns.label),
-            columns.classes.len()
+            "sequences: {train_count} to train on, {valid_count} held out; inputs: {inputs}; {labels}"
         ));
+        if let Some(WindowSettings { window, stride }) = windows {
+            let carried = match self.config.task_of_sequences().carried() {
+                Some(_) => "the state is carried from window to window",
+                None => "the label of a window is that of its last row",
+            };
+            log(format_args!(
+                "windows of {window} rows, {stride} rows apart: {} to train on; {carried}",
+                train.data().len()
+            ));
+        }
         for (column, words) in self.config.words() {
             let column = quote(column);
             log(format_args!("column {column} is read as words, of which there are {words}"));
@@ -120,60 +140,29 @@ impl TrainingRun for SequenceRun {
     }
 
     fn curves(&self, epochs: &[EpochMetrics]) -> Result<String> {
-        let Self { config, examples, majority } = self;
+        let Self { config, examples, baselines } = self;
         let file = config.data.train.file_name().unwrap_or_default().to_string_lossy();
+        let [train, valid] = [&examples.train, &examples.valid].map(|set| set.sequences().len());
+        let (baseline, metric) = match (baselines, &config.columns.numeric) {
+            (Baselines::Numbers(numbers), Some(numeric)) => {
+                let deviation = numeric.deviation;
+                (("mean", numbers.loss, numbers.mean.rmse), CurvesMetric::Rmse { deviation })
+            }
+            (Baselines::Numbers(_), None) => unreachable!("numbers have a scale"),
+            (Baselines::Classes(majority), _) => (
+                ("by the classes' frequency", majority.loss, majority.accuracy),
+                CurvesMetric::Accuracy,
+            ),
+        };
         let text = CurvesText {
             title: &printable(&format!("{file}: {}", config.columns.label)),
             subtitle: &format!(
-                "{}, {} sequences to train on, {} held out",
-                config.layout()?.config(),
-                examples.train.len(),
-                examples.valid.len()
+                "{}, sequences: {train} to train on, {valid} held out",
+                config.layout()?.config()
             ),
-            majority: (majority.loss, majority.accuracy),
+            metric,
+            baseline,
         };
         draw_curves(epochs, &text)
     }
-}
-
-impl MajorityBaseline {
-    fn new(classes: &[String], train: &[Example], valid: &[Example]) -> Result<Self> {
-        let [trained, held_out] = [train, valid].map(|examples| frequencies(classes, examples));
-        let [all, count] = [&trained, &held_out].map(|counts| counts.iter().sum::<usize>());
-        ensure!(count > 0, "no sequence that is held out has a label");
-        let present = trained.iter().filter(|&&count| count > 0).count();
-        ensure!(
-            present > 1,
-            "the training set has {present} class and needs two; hold out other \
-             sequences with another --seed, or fewer with a smaller --holdout"
-        );
-        let most = (0..classes.len()).rev().max_by_key(|&class| trained[class]);
-        let most = most.expect("there are two classes or more");
-        let frequency = |class: usize| (trained[class] + 1) as f64 / (all + classes.len()) as f64;
-        let loss =
-            held_out.iter().enumerate().map(|(class, &n)| -(n as f64) * frequency(class).ln());
-        Ok(Self {
-            class: classes[most].clone(),
-            accuracy: held_out[most] as f64 / count as f64,
-            loss: loss.sum::<f64>() / count as f64,
-        })
-    }
-}
-
-/// Counts each class.
-fn frequencies(classes: &[String], examples: &[Example]) -> Vec<usize> {
-    let mut counts = vec![0; classes.len()];
-    let mut count = |class: i32| {
-        if let Some(count) = usize::try_from(class).ok().and_then(|class| counts.get_mut(class)) {
-            *count += 1;
-        }
-    };
-    for example in examples {
-        match &example.target {
-            Target::Class(class) => count(*class),
-            Target::Classes(all) => all.iter().for_each(|&class| count(class)),
-            _ => unreachable!("tables have classes"),
-        }
-    }
-    counts
 }
