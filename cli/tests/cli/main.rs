@@ -7,6 +7,7 @@ mod commands;
 mod outputs;
 mod pipeline_cache;
 mod program;
+mod regress;
 mod resume;
 mod scene;
 mod tables;
