@@ -261,6 +261,15 @@ impl Checkpoint {
         files::open(path.as_ref(), read_source)
     }
 
+    /// Reads only the [`notes`](Self::notes) of a checkpoint file, not its tensors. So it takes no
+    /// longer for a large model, but does not notice a tensor that was changed.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Format`] if the file is no checkpoint.
+    pub fn load_notes(path: impl AsRef<Path>) -> Result<BTreeMap<String, String>> {
+        files::open(path.as_ref(), |source| notes(&read_metadata(&Tensors::open(source)?)?))
+    }
+
     /// Reads a checkpoint from a seekable stream.
     ///
     /// # Errors
@@ -331,12 +340,7 @@ impl Checkpoint {
 
 fn read_source<S: Read + Seek>(source: ByteSource<S>) -> Result<Checkpoint> {
     let mut file = Tensors::open(source)?;
-    let entry = file.entry(CHECKPOINT_KEY).ok_or_else(|| {
-        Error::format(format!(
-            "it is not a training checkpoint; its metadata has no entry {CHECKPOINT_KEY}"
-        ))
-    })?;
-    let entry = CheckpointMetadata::parse(entry)?;
+    let entry = read_metadata(&file)?;
     let learner_config = encoding::read_learner(entry.text("learner")?)?;
     let trainer_config = encoding::read_trainer(entry.text("trainer")?)?;
     let counters = encoding::read_counters(entry.text("progress")?)?;
@@ -397,6 +401,15 @@ fn read_carried<S: Read + Seek>(file: &mut Tensors<S>, config: &GruConfig) -> Re
     ];
     check_shape(CARRIED, &expected, states.shape())?;
     Ok(states.into_dimensionality().expect("three axes"))
+}
+
+fn read_metadata<S: Read + Seek>(file: &Tensors<S>) -> Result<CheckpointMetadata> {
+    let entry = file.entry(CHECKPOINT_KEY).ok_or_else(|| {
+        Error::format(format!(
+            "it is not a training checkpoint; its metadata has no entry {CHECKPOINT_KEY}"
+        ))
+    })?;
+    CheckpointMetadata::parse(entry)
 }
 
 /// Returns the calling program's entries.

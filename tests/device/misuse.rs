@@ -1174,6 +1174,7 @@ fn files(t: &mut Table) {
         t.row("Checkpoint::load Checkpoint::load_last", what, Refused, || {
             Checkpoint::load(path).map(drop).and(Checkpoint::load_last(path).map(drop))
         });
+        t.row("Checkpoint::load_notes", what, Refused, || Checkpoint::load_notes(path));
         t.row("formats::npy::load", what, Refused, || npy::load(path));
         t.row("formats::npy::load_as", what, Refused, || npy::load_as::<ndarray::Ix3>(path));
         t.row("formats::npy::load_lengths", what, Refused, || npy::load_lengths(path));

@@ -155,6 +155,7 @@ fn unusual_numbers_and_notes_round_trip() {
     let (_folder, path) = temp_checkpoint_path();
     odd.save(&path).unwrap();
     assert_same(&Checkpoint::load(&path).unwrap(), &odd);
+    assert_eq!(Checkpoint::load_notes(&path).unwrap(), odd.notes);
     let bytes = fs::read(&path).unwrap();
     odd.save(&path).unwrap();
     assert_eq!(fs::read(&path).unwrap(), bytes, "the same checkpoint is the same file");
