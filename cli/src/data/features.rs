@@ -136,6 +136,7 @@ pub fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
 /// A column that the model reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
+#[serde(expecting = "expected the keys column, mean and deviation, or the keys column and words")]
 pub enum Feature {
     /// A numeric column. One input: (cell − mean) / deviation, or 0 for a missing number.
     Numeric { column: String, mean: f64, deviation: f64 },

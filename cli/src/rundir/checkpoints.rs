@@ -219,12 +219,13 @@ pub fn is_of(checkpoint: &Checkpoint, data: &str) -> bool {
 }
 
 /// Checks that the tables of a folder's configuration are the same as in its checkpoint.
-pub fn check_same(tables: &[(&str, bool)]) -> Result<()> {
+pub fn check_same(folder: &RunDir, tables: &[(&str, bool)]) -> Result<()> {
+    let shown = quote_path(&folder.config());
     for (what, is_same) in tables {
         ensure!(
             is_same,
-            "{what} in config.toml has changed since the run started; restore it, because a run resumes only with its \
-             own settings"
+            "{shown}: {what} has changed since the run started; restore it, because a run resumes only with its own \
+             settings"
         );
     }
     Ok(())

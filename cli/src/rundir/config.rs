@@ -1,5 +1,6 @@
 //! `config.toml` of a run. Comments stand above its tables, and errors name the line.
 
+use std::fmt::Debug;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -22,7 +23,7 @@ pub trait RunConfig: Serialize + DeserializeOwned {
     /// Table headers of the file in order, with the comment above each.
     const COMMENTS: &'static [(&'static str, &'static str)];
 
-    /// Checks that every number is in its valid range.
+    /// Checks that every value is valid. Errors start with the key.
     fn check(&self) -> Result<()>;
 
     /// Writes the file atomically.
@@ -70,9 +71,82 @@ fn command_of(path: &Path, text: &str) -> Result<&'static str> {
     Ok(if parse::<TaskOnly>(path, text)?.task == "forecast" { FORECAST } else { TRAIN })
 }
 
+/// Checks that a value of the file is valid for `parse`, the parser of the option with its meaning.
+pub fn check_value<T>(
+    key: &str,
+    value: impl Debug,
+    parse: impl FnOnce(&str) -> Result<T>,
+) -> Result<()> {
+    let value = format!("{value:?}");
+    parse(&value).with_context(|| format!("{key} = {value}")).map(drop)
+}
+
+/// Checks that a size or a count is at least 1.
+pub fn check_size(key: &str, size: usize) -> Result<()> {
+    ensure!(size > 0, "{key} = {size}: expected a whole number of at least 1");
+    Ok(())
+}
+
 fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
     toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-        anyhow!("{}, line {line}: {}", quote_path(path), error.message().replace('\n', " "))
+        let at = error.span().map_or(0, |span| span.start);
+        let line = text[..at].matches('\n').count() + 1;
+        let key = key_at(text, line);
+        let key = if key.is_empty() { key } else { format!("{key}: ") };
+        // A number such as 1e300 comes with all its digits.
+        let shorten = |word: &str| match word.char_indices().nth(60) {
+            Some((at, _)) if word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => {
+                format!("{}…", &word[..at])
+            }
+            _ => word.to_owned(),
+        };
+        let message = error.message().replace('\n', " ");
+        let mut message = message.split('`').map(shorten).collect::<Vec<_>>().join("`");
+        for (of_rust, word) in [
+            ("expected usize", "expected a whole number"),
+            ("expected u64", "expected a whole number of at least 0"),
+            ("expected f64", "expected a number"),
+            ("expected f32", "expected a number"),
+            ("wanted string or table", "expected a string"),
+        ] {
+            message = message.replace(of_rust, word);
+        }
+        anyhow!("{}, line {line}: {key}{message}", quote_path(path))
     })
+}
+
+/// Returns the key on a line (from 1) or on the last line before it that has one, after the name of
+/// its table: `model.hidden`. Returns only the table's name on the line of its header.
+fn key_at(text: &str, line: usize) -> String {
+    let is_key = |text: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    let (mut table, mut key) = ("", "");
+    for line in text.lines().take(line).map(str::trim) {
+        let header = line.trim_start_matches('[').trim_end_matches(']');
+        match line.split_once('=').map(|(key, _)| key.trim()) {
+            _ if line.starts_with('[') && is_key(header) => (table, key) = (header, ""),
+            Some(name) if is_key(name) => key = name,
+            _ => {}
+        }
+    }
+    let words: Vec<_> = [table, key].into_iter().filter(|word| !word.is_empty()).collect();
+    words.join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_found_by_their_line() {
+        let text = "# a = 1\nversion = \"1\"\n\n[data] \nclasses = [\n  \"b = 1\",\n]\n[[changes]]\nclip = 1\n";
+        let keys: Vec<_> = (1..=9).map(|line| key_at(text, line)).collect();
+        let list = "data.classes";
+        assert_eq!(
+            keys,
+            ["", "version", "version", "data", list, list, list, "changes", "changes.clip"]
+        );
+        assert_eq!(key_at("", 1), "");
+    }
 }

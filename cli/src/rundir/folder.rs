@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fs4::TryLockError;
-use gru_wgpu::formats::safetensors;
-use gru_wgpu::{Checkpoint, Params};
+use gru_wgpu::formats::safetensors::{self, SafetensorsOptions};
+use gru_wgpu::{Checkpoint, DataFingerprint, ParamLayout, Params};
 
 use crate::rundir::epochs::EpochMetrics;
 use crate::ui::files::replace_link;
-use crate::ui::output::{causes, check_directory, log, quote_path, shell_word, warn};
+use crate::ui::output::{causes, check_directory, log, of_file, quote_path, shell_word, warn};
 use crate::ui::outputs::{is_kept, is_run, parent_of, run_file};
 
 /// The lock file, held by the run that writes to the folder. It is never removed, because another
@@ -37,7 +37,9 @@ impl RunDir {
         check_directory(path)?;
         let is_run = is_run(path);
         let next = match folder.has_checkpoint() {
-            true => format!("continue it with --resume {shown}, replace it with --force"),
+            true => {
+                format!("continue it with `--resume {}`, replace it with --force", shell_word(path))
+            }
             false => "it has no checkpoint to resume from: replace it with --force".to_owned(),
         };
         ensure!(
@@ -208,27 +210,79 @@ impl RunDir {
     /// deleted.
     ///
     /// # Errors
-    /// Also if no epoch has finished yet.
+    /// Also if no epoch has finished yet, or if the file holds another model.
     pub fn read_model(&self, kept: KeptModel, command: &str) -> Result<Params> {
-        let path = self.model();
+        let (path, word) = (self.model(), shell_word(&self.0));
         if path.exists() {
-            return Ok(safetensors::load_network(path, &safetensors::SafetensorsOptions::new())?);
+            let params = safetensors::load_network(&path, &SafetensorsOptions::new());
+            let params = params.map_err(of_file(&path))?;
+            if self.is_last_saved(&params) {
+                return Ok(params);
+            }
+            let shown = quote_path(&path);
+            // A run that is saving has replaced the model, and replaces the checkpoint next.
+            ensure!(
+                self.is_locked(),
+                "{shown} is not the model of the run's last checkpoint: the file was replaced, or the run was \
+                 stopped while it was saving; `{command} --resume {word}` writes it again, or delete the file to use \
+                 the model in the checkpoint"
+            );
+            log(format_args!("a run is writing to {shown}; using the model in the checkpoint"));
+            return self.read_saved(kept);
         }
-        let shown = quote_path(&self.0);
-        let none = || format!("{shown} holds no model yet: no epoch has finished");
         if !self.has_checkpoint() {
             self.check_not_lost("model.safetensors and the checkpoints")?;
-            bail!(none());
+            bail!(self.has_no_model());
         }
-        let checkpoint = self.read_checkpoint()?;
-        let params = kept.of(&checkpoint).cloned().with_context(none)?;
+        let params = self.read_saved(kept)?;
         log(format_args!(
-            "{} is missing; using the model in the checkpoint. `{command} --resume {}` writes the file \
+            "{} is missing; using the model in the checkpoint. `{command} --resume {word}` writes the file \
              again",
             quote_path(&path),
-            shell_word(&self.0)
         ));
         Ok(params)
+    }
+
+    /// Checks that a model of the run has the layout that its config.toml describes.
+    pub fn check_layout(&self, params: &Params, expected: &ParamLayout) -> Result<()> {
+        let describe = |layout: &ParamLayout| {
+            let outputs = layout.head().map_or(0, |head| head.outputs);
+            format!("{} with {outputs} outputs", layout.config())
+        };
+        ensure!(
+            params.layout() == expected,
+            "{}: [model] describes {}, but {} holds {}",
+            quote_path(&self.config()),
+            describe(expected),
+            quote_path(&self.model()),
+            describe(params.layout())
+        );
+        Ok(())
+    }
+
+    /// Reads the model in the last checkpoint.
+    fn read_saved(&self, kept: KeptModel) -> Result<Params> {
+        let checkpoint = self.read_checkpoint()?;
+        kept.of(&checkpoint).cloned().with_context(|| self.has_no_model())
+    }
+
+    fn has_no_model(&self) -> String {
+        format!("{} holds no model yet: no epoch has finished", quote_path(&self.0))
+    }
+
+    /// Returns false if the last checkpoint was saved with another model than `params`. Without a
+    /// checkpoint, or with one of a version that noted no fingerprint, any model is accepted.
+    fn is_last_saved(&self, params: &Params) -> bool {
+        let notes = Checkpoint::load_notes(self.checkpoint()).unwrap_or_default();
+        notes.get(MODEL_NOTE).is_none_or(|saved| *saved == model_fingerprint(params))
+    }
+
+    /// Returns true if another process holds the folder's lock.
+    fn is_locked(&self) -> bool {
+        let file = File::open(self.0.join(LOCK));
+        file.is_ok_and(|file| {
+            matches!(fs4::FileExt::try_lock_shared(&file), Err(TryLockError::WouldBlock))
+        })
     }
 
     fn has_checkpoint(&self) -> bool {
@@ -257,17 +311,33 @@ impl RunDir {
             bail!("{shown} holds no checkpoint yet; start the run from the beginning with --force");
         }
         let (checkpoint, refused) =
-            Checkpoint::load_last(&path).or_else(|last| match Checkpoint::load(self.previous_checkpoint()) {
-                Ok(previous) => Ok((previous, Some(last))),
-                Err(previous) => Err(anyhow!(
-                    "{last}; {previous}; there is no other checkpoint to resume from; start from the beginning with --force"
-                )),
+            Checkpoint::load_last(&path).or_else(|last| {
+                let before = self.previous_checkpoint();
+                let previous = Checkpoint::load(&before);
+                previous.map(|previous| (previous, Some(last.clone()))).map_err(|previous| {
+                    let [last, previous] = [(&path, last), (&before, previous)]
+                        .map(|(file, error)| causes(&of_file(file)(error)));
+                    anyhow!(
+                        "{last}; {previous}; there is no other checkpoint to resume from; start from the beginning with --force"
+                    )
+                })
             })?;
         if let Some(error) = refused {
+            let error = causes(&of_file(&path)(error));
             log(format_args!("{error}; using the previous checkpoint"));
         }
         Ok(checkpoint)
     }
+}
+
+/// The key of the kept model's fingerprint in a checkpoint's notes.
+pub const MODEL_NOTE: &str = "model";
+
+/// Returns a hash of a model's parameters, which tells it from every other model of the same shape.
+pub fn model_fingerprint(params: &Params) -> String {
+    let numbers = params.as_slice();
+    let bits = numbers.iter().map(|number| number.to_bits().into());
+    format!("{:016x}", DataFingerprint::of_numbers(numbers.len(), bits).hash)
 }
 
 /// The network that a run keeps as its model.

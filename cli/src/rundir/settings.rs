@@ -1,10 +1,11 @@
 //! The settings that a run may change when it resumes: epochs, learning rate, clipping and
 //! patience.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use gru_wgpu::{Checkpoint, LearnerConfig, TrainerConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::rundir::config::{check_size, check_value};
 use crate::ui::arguments::{at_least_one, positive};
 use crate::ui::output::log;
 use crate::ui::training_options::ClipArg;
@@ -17,6 +18,16 @@ pub struct ResumableSettings {
     pub clip: ClipArg,
     /// Epochs without improvement before early stopping. `None` without early stopping.
     pub patience: Option<usize>,
+}
+
+impl ResumableSettings {
+    /// Checks the values in a table of config.toml.
+    fn check(&self, table: &str) -> Result<()> {
+        let Self { epochs, learning_rate, clip: _, patience } = *self;
+        check_size(&format!("{table}.epochs"), epochs)?;
+        check_value(&format!("{table}.learning_rate"), learning_rate, positive::<f64>)?;
+        patience.map_or(Ok(()), |patience| check_size(&format!("{table}.patience"), patience))
+    }
 }
 
 /// [`ResumableSettings`] on the command line. With --resume they apply to the rest of the run.
@@ -91,6 +102,15 @@ pub trait TrainingSettings: Clone {
 
     fn trainer_config(&self) -> TrainerConfig;
 
+    /// Checks the values that may change when the run resumes, and those of `changes`, in
+    /// config.toml. Then asks the library whether it accepts the settings.
+    fn check_resumable(&self, changes: &[SettingsChange]) -> Result<()> {
+        self.resumable().check("training")?;
+        changes.iter().try_for_each(|change| change.settings().check("changes"))?;
+        self.trainer_config().validate().context("training")?;
+        self.learner_config(1).validate().context("training")
+    }
+
     /// Returns the learner's configuration for a training set of this many examples.
     fn learner_config(&self, examples: usize) -> LearnerConfig;
 
@@ -107,6 +127,42 @@ pub trait TrainingSettings: Clone {
             checkpoint.trainer_config == settings.trainer_config()
                 && checkpoint.learner_config == settings.learner_config(examples)
         })
+    }
+
+    /// Returns the first key whose value is not that of the checkpoint, and that one where it is
+    /// known.
+    fn changed_key(&self, checkpoint: &Checkpoint, examples: usize) -> String {
+        let (before, now) = (&checkpoint.trainer_config, self.trainer_config());
+        let (learner, own) = (&checkpoint.learner_config, self.learner_config(examples));
+        let keys = [
+            ("epochs", now.epochs != before.epochs, before.epochs.to_string()),
+            ("batch", now.batch != before.batch, before.batch.to_string()),
+            ("seed", now.seed != before.seed, before.seed.to_string()),
+            ("patience", now.patience != before.patience, String::new()),
+            (
+                "learning_rate",
+                own.learning_rate != learner.learning_rate,
+                learner.learning_rate.to_string(),
+            ),
+            ("clip", own.clip != learner.clip, ClipArg(learner.clip).to_string()),
+            (
+                "accumulate",
+                own.accumulation != learner.accumulation,
+                learner.accumulation.to_string(),
+            ),
+            (
+                "optimizer, momentum or weight_decay",
+                own.optimizer != learner.optimizer,
+                String::new(),
+            ),
+            ("schedule or warmup", own.schedule != learner.schedule, String::new()),
+        ];
+        let changed = keys.into_iter().find(|(_, is_changed, _)| *is_changed);
+        match changed {
+            Some((key, _, before)) if before.is_empty() => format!("training.{key}"),
+            Some((key, _, before)) => format!("training.{key}, {before} before,"),
+            None => "training".to_owned(),
+        }
     }
 
     /// Resumes a run from the checkpoint `last` with the settings `now`. Adds the earlier settings

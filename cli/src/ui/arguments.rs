@@ -63,6 +63,14 @@ pub fn positive<F: NdFloat + std::str::FromStr>(text: &str) -> Result<F> {
     }
 }
 
+/// Parses a finite number.
+pub fn finite(text: &str) -> Result<f64> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() => Ok(value),
+        _ => bail!("expected a finite number"),
+    }
+}
+
 /// Parses a fraction above 0 and below 1.
 pub fn fraction(text: &str) -> Result<f64> {
     match text.parse::<f64>() {

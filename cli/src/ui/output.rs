@@ -19,6 +19,16 @@ pub fn causes(error: &anyhow::Error) -> String {
     messages.join(": ")
 }
 
+/// Returns a function that puts a file's name before an error of reading it. The library names the
+/// file itself where the format is wrong, but not where a size in it is.
+pub fn of_file(path: &Path) -> impl FnOnce(gru_wgpu::Error) -> anyhow::Error {
+    use gru_wgpu::Error::{Choice, Format, Io};
+    move |error| match error {
+        Choice { .. } | Format { .. } | Io { .. } => error.into(),
+        other => anyhow::Error::new(other).context(quote_path(path)),
+    }
+}
+
 /// Prints a line on stderr. A closed stderr does not stop the program.
 pub fn log(line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{line}");
@@ -50,9 +60,11 @@ pub fn quote_path(path: &Path) -> String {
     quote(&path.to_string_lossy())
 }
 
-/// Quotes a path for a shell.
+/// Quotes a path for a shell. A path that begins with a hyphen, which would be read as an option,
+/// begins with `./`.
 pub fn shell_word(path: &Path) -> String {
-    let word = path.to_string_lossy();
+    let path = path.to_string_lossy();
+    let word = if path.starts_with('-') { format!("./{path}").into() } else { path };
     let is_plain = |c: char| c.is_alphanumeric() || "/\\._-+=:,@%".contains(c);
     match word.chars().all(|c| is_plain(c) && (c != '\\' || cfg!(windows))) {
         true => word.into_owned(),
@@ -144,6 +156,8 @@ mod tests {
             ("it's", r"'it'\''s'"),
             (r"a\b", r"'a\b'"),
             ("$(x)", "'$(x)'"),
+            ("-r", "./-r"),
+            ("-- my run", "'./-- my run'"),
         ] {
             assert_eq!(shell_word(Path::new(path)), expected);
         }

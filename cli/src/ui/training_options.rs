@@ -43,7 +43,7 @@ impl fmt::Display for ClipArg {
 
 /// A bare number in config.toml is a norm.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected none, norm:X, value:X, or X (the same as norm:X)")]
 enum NumberOrText {
     Number(f32),
     Text(String),
@@ -57,7 +57,7 @@ impl TryFrom<NumberOrText> for ClipArg {
             NumberOrText::Number(norm) => norm.to_string().parse(),
             NumberOrText::Text(text) => text.parse(),
         };
-        parsed.map_err(|error: Error| format!("clip: {error}"))
+        parsed.map_err(|error: Error| error.to_string())
     }
 }
 
@@ -140,7 +140,7 @@ impl TryFrom<String> for ScheduleArg {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        text.parse().map_err(|error: Error| format!("schedule: {error}"))
+        text.parse().map_err(|error: Error| error.to_string())
     }
 }
 

@@ -219,12 +219,12 @@ fn an_interrupted_forecast_run_resumes_to_the_same_bytes() {
     for (part, from, to) in [
         ("[windows]", "input = 16", "input = 17"),
         ("[model]", "hidden = 7", "hidden = 8"),
-        ("[training]", "seed = 1", "seed = 2"),
-        ("[training]", "clip = \"norm:1\"", "clip = \"norm:2\""),
+        ("training.seed, 1 before,", "seed = 1", "seed = 2"),
+        ("training.clip, norm:1 before,", "clip = \"norm:1\"", "clip = \"norm:2\""),
     ] {
         assert!(config.contains(from), "{config}");
         std::fs::write(directory.path().join("INT/config.toml"), config.replace(from, to)).unwrap();
-        let words = [part, "in config.toml has changed since the run started"];
+        let words = ["`INT/config.toml`: ", part, "has changed since the run started"];
         assert_refused(directory.path(), &["forecast", "--resume", "INT"], &words);
     }
 }
@@ -267,19 +267,31 @@ fn a_forecast_run_folder_is_not_overwritten_or_mixed_up() {
 
     let config = std::fs::read_to_string(path.join("it/config.toml")).unwrap();
     for (from, to, word) in [
-        ("task = \"forecast\"", "task = \"label\"", "run of `gru train`, not of `gru forecast`"),
-        ("hidden = 7", "hidden = \"7\"", "config.toml`, line"),
-        ("input = 16", "input = 0", "a size of 0"),
-        ("holdout = 0.2", "holdout = 1.5", "not between 0 and 1"),
-        ("scales = [", "scales = [-", "not a finite number above 0"),
-        ("scales = [", "scales = [1.0, ", "[[series]] does not match data.columns"),
-        ("epochs = 3", "epochs = 0", "the number of epochs"),
+        (
+            "task = \"forecast\"",
+            "task = \"label\"",
+            "belongs to a run of `gru train`, not of `gru ",
+        ),
+        ("hidden = 7", "hidden = \"7\"", "model.hidden: invalid type: string"),
+        ("hidden = 7", "hidden = 0", "model.hidden = 0: expected a whole number of at least 1"),
+        ("hidden = 7", "hidden = 8", "[model], before GRU 1→7, reset before"),
+        ("input = 16", "input = 0", "windows.input = 0: expected a whole number of at least 1"),
+        ("input = 16", "input = 999", "[windows]: "),
+        ("holdout = 0.2", "holdout = 1.5", "windows.holdout = 1.5: expected a number between 0"),
+        ("scales = [", "scales = [-", "expected a finite number above 0"),
+        ("scales = [", "scales = [1.0, ", "series.scales: expected 1 numbers, one for each of"),
+        ("[[series]]", "[[series]]\nname = \"a\"", "series.name: expected none, because"),
+        ("epochs = 3", "epochs = 0", "training.epochs = 0: expected a whole number of at least 1"),
         ("delimiter = \",\"", "delimiter = \"λ\"", "data.delimiter: expected one of"),
-        ("learning_rate = 0.01", "learning_rate = nan", "learning rate"),
+        ("learning_rate = 0.01", "learning_rate = nan", "training.learning_rate = NaN: expected"),
     ] {
         assert!(config.contains(from), "{config}");
         std::fs::write(path.join("it/config.toml"), config.replace(from, to)).unwrap();
-        assert_refused(path, &["forecast", "--resume", "it", "--device", "cpu"], &[word]);
+        assert_refused(
+            path,
+            &["forecast", "--resume", "it", "--device", "cpu"],
+            &["`it/config.toml`", word],
+        );
     }
     std::fs::write(path.join("it/config.toml"), &config).unwrap();
     // No epoch is left to train, and none is recorded.
@@ -362,6 +374,8 @@ fn forecasts_that_are_not_finite_are_reported() {
         safetensors::load_network(&model, &safetensors::SafetensorsOptions::new()).unwrap();
     params.get_mut("head.bias").unwrap().fill(-1e20);
     safetensors::save_network(&model, &params).unwrap();
+    // The checkpoint knows the hash of another model.
+    std::fs::remove_file(path.join("it/checkpoint.safetensors")).unwrap();
     let (_, told) = succeeded(&directory, &arguments);
     let warning = "warning: the model forecasts changes of up to 1e20 times the usual change";
     assert!(told.contains(warning), "{told}");

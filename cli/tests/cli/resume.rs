@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 
+use gru_wgpu::Checkpoint;
+
 use crate::common::program::{assert_refused, end_after_an_epoch, gru, text};
 use crate::common::sequences::{folder_with, json, labelled, metric, succeeded, table, train};
 
@@ -81,13 +83,17 @@ fn an_interrupted_run_resumes_to_the_same_bytes() {
     let config = path.join("INT").join("config.toml");
     let text = std::fs::read_to_string(&config).unwrap();
     for (part, from, to) in [
-        ("[model]", "direction = \"both\"", "direction = \"forward\""),
-        ("[training]", "seed = 1", "seed = 2"),
+        (
+            "[model], before GRU 3→6, reset after, z keeps, two biases, 2 layers, both directions, dropout 0.3,",
+            "direction = \"both\"",
+            "direction = \"forward\"",
+        ),
+        ("training.seed, 1 before,", "seed = 1", "seed = 2"),
         ("[data]", "holdout = 0.1", "holdout = 0.2"),
     ] {
         assert!(text.contains(from), "{text}");
         std::fs::write(&config, text.replace(from, to)).unwrap();
-        let message = format!("{part} in config.toml has changed since the run started");
+        let message = format!("`INT/config.toml`: {part} has changed since the run started");
         assert_refused(path, &["train", "--resume", "INT", "--device", "cpu"], &[&message]);
     }
 }
@@ -169,7 +175,11 @@ fn a_run_resumes_with_other_settings_and_records_the_old_ones() {
         assert_eq!(output.status.code(), Some(2), "{option}: {}", text(&output.stderr));
     }
     fs::write(run.join("config.toml"), noted.replace("_rate = 0.02", "_rate = 0.01")).unwrap();
-    assert_refused(path, &resume("run", &[]), &["[training] in config.toml has changed"]);
+    assert_refused(
+        path,
+        &resume("run", &[]),
+        &["`run/config.toml`: training.learning_rate, 0.02 before, has changed"],
+    );
 }
 
 #[test]
@@ -416,6 +426,116 @@ fn a_bad_change_of_settings_is_reported() {
 }
 
 /// The last checkpoint also contains the model.
+/// Another model of the same shape is noticed, by the fingerprint in the checkpoint's notes.
+#[test]
+fn predict_refuses_a_model_that_the_run_did_not_write() {
+    let series: String = (0..160).map(|i| format!("{:.4}\n", f64::from(i).sin())).collect();
+    let files = [("train.csv", &*table(0..40)), ("series.csv", &format!("value\n{series}"))];
+    let directory = folder_with(&files);
+    let path = directory.path();
+    fn begin<'a>(command: &str, run: &'a str, seed: &'a str) -> Vec<&'a str> {
+        let sizes = ["--input", "16", "--horizon", "5", "--season", "8", "--epochs", "2"];
+        let forecast = ["forecast", "series.csv", "--run", run, "--device", "cpu", "--seed", seed];
+        match command {
+            "train" => train("train.csv", "classify", &["--run", run, "--seed", seed]),
+            _ => [&forecast[..], &sizes].concat(),
+        }
+    }
+    for (command, csv) in [("train", "train.csv"), ("forecast", "series.csv")] {
+        let [run, other] = &["it", "other"].map(|name| format!("{command} {name}"));
+        succeeded(path, &begin(command, run, "1"));
+        succeeded(path, &begin(command, other, "2"));
+        let at = |name: &str| path.join(run).join(name);
+        let (model, checkpoint) = (at("model.safetensors"), at("checkpoint.safetensors"));
+        let [own, saved] = [&model, &checkpoint].map(|file| fs::read(file).unwrap());
+        let predict = ["predict", run, csv, "--device", "cpu"];
+        let (expected, _) = succeeded(path, &predict);
+
+        fs::copy(path.join(other).join("model.safetensors"), &model).unwrap();
+        let wrong = format!(
+            "`{run}/model.safetensors` is not the model of the run's last checkpoint: the file was replaced, or"
+        );
+        let again = format!("`gru {command} --resume '{run}'` writes it again, or delete the file");
+        assert_refused(path, &predict, &[&wrong, &again]);
+        // Both ways out work.
+        succeeded(path, &[command, "--resume", run, "--device", "cpu"]);
+        assert!(own == fs::read(&model).unwrap(), "{command}");
+        fs::copy(path.join(other).join("model.safetensors"), &model).unwrap();
+        assert_refused(path, &predict, &[&wrong]);
+        fs::remove_file(&model).unwrap();
+        assert_eq!(succeeded(path, &predict).0, expected, "{command}");
+
+        // Without an intact checkpoint, or with one of an earlier version, nothing is compared.
+        fs::copy(path.join(other).join("model.safetensors"), &model).unwrap();
+        let mut earlier = Checkpoint::from_bytes(&saved).unwrap();
+        assert!(earlier.notes.remove("model").is_some(), "{command}");
+        for bytes in [&earlier.to_bytes().unwrap()[..], &saved[..99], &[]] {
+            fs::write(&checkpoint, bytes).unwrap();
+            assert_ne!(succeeded(path, &predict).0, expected, "{command}");
+        }
+        fs::remove_file(&checkpoint).unwrap();
+        succeeded(path, &predict);
+    }
+}
+
+/// While a run saves, its model is newer than its checkpoint for a moment.
+#[cfg(unix)]
+#[test]
+fn predict_takes_the_model_in_the_checkpoint_of_a_run_that_is_saving() {
+    let directory = folder_with(&[("train.csv", &labelled(0..60))]);
+    let path = directory.path();
+    let other = ["--epochs", "1", "--run", "other", "--seed", "2"];
+    succeeded(path, &train("train.csv", "label", &other));
+    let long = ["--epochs", "100000", "--batch", "2"];
+    let (mut child, _lines) = start(path, &train("train.csv", "label", &long), "epoch ");
+    while !path.join("run/checkpoint.safetensors").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let predict = ["predict", "run", "train.csv", "--device", "cpu"];
+    let (expected, _) = succeeded(path, &predict);
+    fs::copy(path.join("other/model.safetensors"), path.join("run/model.safetensors")).unwrap();
+    let (rows, told) = succeeded(path, &predict);
+    let words = "a run is writing to `run/model.safetensors`; using the model in the checkpoint";
+    assert!(rows == expected && told.contains(words), "{told}");
+    signal(&child, "KILL");
+    child.wait().unwrap();
+    assert_refused(path, &predict, &["is not the model of the run's last checkpoint"]);
+}
+
+/// Messages name commands that a shell runs, whatever the folder's name is.
+#[cfg(unix)]
+#[test]
+fn commands_in_messages_work_when_they_are_copied() {
+    let directory = folder_with(&[("train.csv", &table(0..40))]);
+    let path = directory.path();
+    let shell = |command: &str| {
+        let program = env!("CARGO_BIN_EXE_gru");
+        let command = command.replacen("gru ", &format!("{program} "), 1) + " --device cpu";
+        Command::new("sh").args(["-c", &command]).current_dir(path).output().unwrap()
+    };
+    for run in ["-r", "-- it's \"a\" run $(x)", "plain"] {
+        let named = format!("--run={run}");
+        succeeded(path, &train("train.csv", "classify", &[&named, "--epochs", "1"]));
+        let refused = gru(path, &train("train.csv", "classify", &[&named]));
+        let message = text(&refused.stderr);
+        let options = message.split("continue it with `").nth(1).unwrap();
+        let options = options.split("`, replace").next().unwrap();
+        let told = shell(&format!("gru train {options}"));
+        assert!(told.status.success(), "{run}: {options}: {}", text(&told.stderr));
+
+        let model = path.join(run).join("model.safetensors");
+        fs::remove_file(&model).unwrap();
+        let at = path.join(run);
+        let predict = ["predict", at.to_str().unwrap(), "train.csv", "--device", "cpu"];
+        assert!(succeeded(path, &predict).1.contains("--resume"), "{run}");
+        let told = shell(&format!("gru predict {} train.csv", &options["--resume ".len()..]));
+        let message = text(&told.stderr);
+        let command = message.split("checkpoint. `").nth(1).unwrap();
+        let told = shell(command.split("` writes").next().unwrap());
+        assert!(told.status.success() && model.exists(), "{run}: {message}");
+    }
+}
+
 #[test]
 fn predict_works_after_the_model_file_was_deleted() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);

@@ -433,20 +433,76 @@ fn a_run_folder_is_not_overwritten_or_mixed_up() {
         std::fs::write(path.join("run/config.toml"), config.replace(from, to)).unwrap();
     };
     for (from, to, words) in [
-        ("hidden = 6", "hidden = \"six\"", "config.toml`, line"),
-        ("hidden = 6", "hidden = 7", "does not match its config.toml"),
+        ("hidden = 6", "hidden = \"six\"", "model.hidden: invalid type: string"),
+        ("hidden = 6", "hidden = 1.5", "`1.5`, expected a whole number"),
+        ("hidden = 6", "hidden = -1", "model.hidden: invalid value: integer `-1`"),
+        ("hidden = 6", "hidden = 1e300", "00…`, expected a whole number"),
+        ("hidden = 6", "hidden = 0", "model.hidden = 0: expected a whole number of at least 1"),
+        ("hidden = 6", "hidden = 7", "[model] describes GRU 3→7, reset after"),
+        ("hidden = 6", "hidden = 100000000000", "[model]: the parameters: the size overflows"),
+        ("hidden = 6\n", "", "model: missing field `hidden`"),
+        (
+            "layers = 1",
+            "layers = 99999",
+            "[model]: the number of layers L is 99999; expected at most",
+        ),
+        ("dropout = 0.0", "dropout = 1", "model.dropout = 1.0: expected a number of at least 0"),
+        ("direction = \"forward\"", "direction = 1", "model.direction: expected a string"),
         (
             "classes = [\"down\", \"up\"]",
             "classes = [\"up\", \"down\"]",
-            "at least two classes, sorted",
+            "columns.classes: expected at least two classes, sorted",
         ),
-        ("task = \"classify\"", "task = \"classify\"\nmore = 1", "unknown field `more`"),
-        ("deviation = ", "deviation = -", "has no valid scale"),
+        ("task = \"classify\"", "task = \"classify\"\nmore = 1", "more: unknown field `more`"),
+        ("deviation = ", "deviation = -", "column `level`: features.deviation = -"),
+        ("mean = ", "mean = nan\n# ", "column `level`: features.mean = NaN: expected a finite"),
+        ("mean = ", "average = ", "features: expected the keys column, mean and deviation, or"),
+        ("words = [", "words = [\"z\", ", "column `sign`: features.words: expected sorted words"),
         ("delimiter = \",\"", "delimiter = \"ł\"", "data.delimiter: expected one of"),
+        ("holdout = 0.1", "holdout = inf", "data.holdout = inf: expected a number between"),
+        ("epochs = 1", "epochs = 0", "training.epochs = 0: expected a whole number of at least 1"),
+        ("batch = 4", "batch = 0", "training.batch = 0: expected a whole number of at least 1"),
+        ("accumulate = 1", "accumulate = 0", "training.accumulate = 0: expected a whole number"),
+        (
+            "rate = 0.03",
+            "rate = -1",
+            "training.learning_rate = -1.0: expected a finite number above",
+        ),
+        (
+            "rate = 0.03",
+            "rate = nan",
+            "training.learning_rate = NaN: expected a finite number above",
+        ),
+        ("weight_decay = ", "weight_decay = -", "training.weight_decay = -0.01: expected a finite"),
+        ("warmup = 0.05", "warmup = 1", "training.warmup = 1.0: expected a number of at least 0"),
+        ("schedule = \"cosine\"", "schedule = \"step:2:0.5\"", "training.warmup needs schedule = "),
+        ("schedule = \"cosine\"", "schedule = \"linear\"", "training.schedule: expected constant"),
+        ("clip = \"norm:1\"", "clip = \"norm:0\"", "training.clip: expected none, norm:X"),
+        ("clip = \"norm:1\"", "clip = []", "training.clip: expected none, norm:X"),
+        ("seed = 1", "seed = 1\nmomentum = 0.5", "training.momentum needs optimizer = \"sgd\""),
+        ("seed = 1", "seed = 1\npatience = 0", "training.patience = 0: expected a whole number"),
+        (
+            "seed = 1",
+            "seed = 1\n[[changes]]\nupdates = 1\nepochs = 0\nlearning_rate = 1\nclip = 1",
+            "changes.epochs = 0: expected a whole number of at least 1",
+        ),
     ] {
+        assert!(config.contains(from), "{from}: {config}");
         change(from, to);
-        assert_refused(path, &["predict", "run", "train.csv", "--device", "cpu"], &[words]);
+        let words = ["error: `run/config.toml`", words];
+        assert_refused(path, &["predict", "run", "train.csv", "--device", "cpu"], &words);
+        let resume = gru(path, &["train", "--resume", "run", "--device", "cpu"]);
+        let error = text(&resume.stderr);
+        let is_layout = to == "hidden = 7";
+        assert!(error.contains(words[0]) && (is_layout || error.contains(words[1])), "{error}");
     }
+    // A changed scale shows only in the examples.
+    change("mean = ", "mean = 1");
+    assert_refused(
+        path,
+        &["train", "--resume", "run", "--device", "cpu"],
+        &["`run/config.toml`: the tables that describe the data have changed"],
+    );
     change("", "");
     std::fs::write(path.join("train.csv"), table(0..41)).unwrap();
     assert_refused(
@@ -566,6 +622,8 @@ fn a_model_without_finite_outputs_predicts_nothing() {
     weight.index_axis_mut(ndarray::Axis(0), 0).fill(3e38);
     weight.index_axis_mut(ndarray::Axis(0), 1).fill(-3e38);
     safetensors::save_network(&model, &params).unwrap();
+    // The checkpoint knows the hash of another model.
+    std::fs::remove_file(path.join("run/checkpoint.safetensors")).unwrap();
     let arguments = ["predict", "run", "train.csv", "--device", "cpu", "--output", "p.csv"];
     let words = ["the predictions for sequence `s", "in `train.csv` are not finite"];
     assert_refused(path, &arguments, &words);

@@ -12,9 +12,9 @@ use crate::data::fingerprint::{canonical, check_fingerprint};
 use crate::data::series::{Series, SeriesSource, SeriesTable};
 use crate::data::table_options::check_marks;
 use crate::data::windows::{WindowSizes, Windows};
-use crate::rundir::config::{self, RunConfig};
+use crate::rundir::config::{self, RunConfig, check_size, check_value};
 use crate::rundir::settings::{self, ResumableSettings, SettingsChange, TrainingSettings};
-use crate::ui::arguments::{ResetArg, at_least_one};
+use crate::ui::arguments::{ResetArg, at_least_one, fraction, positive};
 use crate::ui::output::{quote, some_of};
 use crate::ui::training_options::ClipArg;
 
@@ -103,27 +103,37 @@ impl RunConfig for ForecastConfig {
 
     fn check(&self) -> Result<()> {
         let WindowSizes { input, horizon, season, holdout } = self.windows;
-        ensure!(input.min(horizon).min(season) > 0, "[windows] has a size of 0");
-        ensure!(holdout > 0.0 && holdout < 1.0, "holdout is not between 0 and 1");
+        for (key, size) in [("input", input), ("horizon", horizon), ("season", season)] {
+            check_size(&format!("windows.{key}"), size)?;
+        }
+        check_value("windows.holdout", holdout, fraction)?;
         let columns = self.data.columns.len();
-        ensure!(columns > 0, "data.columns is empty");
-        ensure!(!self.series.is_empty(), "there are no [[series]]");
+        ensure!(columns > 0, "data.columns: expected at least one column");
+        ensure!(!self.series.is_empty(), "series: expected at least one [[series]]");
         let is_named = self.data.series.is_some();
         for SeriesScales { name, scales } in &self.series {
             ensure!(
-                scales.len() == columns && name.is_some() == is_named,
-                "[[series]] does not match data.columns and data.series"
+                name.is_some() || !is_named,
+                "series.name: expected a name in each [[series]], because data.series is set"
             );
-            let is_sound = |scale: &f64| scale.is_finite() && *scale > 0.0;
             ensure!(
-                scales.iter().all(is_sound),
-                "a scale in [[series]] is not a finite number above 0"
+                name.is_none() || is_named,
+                "series.name: expected none, because data.series is not set"
             );
+            ensure!(
+                scales.len() == columns,
+                "series.scales: expected {columns} numbers, one for each of data.columns, got {}",
+                scales.len()
+            );
+            scales
+                .iter()
+                .try_for_each(|scale| check_value("series.scales", scale, positive::<f64>))?;
         }
         check_marks(self.data.delimiter, self.data.numbers())?;
-        self.training.trainer_config().validate()?;
-        self.training.learner_config(0).validate()?;
-        Ok(())
+        check_size("model.hidden", self.model.hidden)?;
+        self.layout().context("[model] and windows.horizon")?;
+        check_size("training.batch", self.training.batch)?;
+        self.training.check_resumable(&self.changes)
     }
 }
 

@@ -136,7 +136,9 @@ fn read_again(folder: &RunDir, csv: Option<&Path>) -> Result<ForecastRun> {
     let mut config = ForecastConfig::read(&folder.config())?;
     let table = config.read_again(csv)?;
     folder.check_inputs([&*config.data.csv])?;
-    ForecastRun::new(config, table, true)
+    // The file has not changed, so only the sizes in the configuration can be wrong.
+    let shown = || format!("{}: [windows]", quote_path(&folder.config()));
+    ForecastRun::new(config, table, true).with_context(shown)
 }
 
 impl ForecastArgs {

@@ -29,11 +29,7 @@ pub fn forecast(
     let config = ForecastConfig::read(&folder.config())?;
     outputs.check_kept(&config.data.csv, "the run needs to resume")?;
     let params = folder.read_model(ForecastRun::KEPT, FORECAST)?;
-    ensure!(
-        *params.layout() == config.layout()?,
-        "the model in {} does not match its config.toml",
-        quote_path(folder.path())
-    );
+    folder.check_layout(&params, &config.layout()?)?;
     let table = config.table(csv)?;
     let network = Network::new(params, &open(kind)?)?;
     let forecast = |series| forecast_series(&config, series, &network);

@@ -79,10 +79,7 @@ pub fn run(arguments: &PredictArgs, kind: DeviceKind, out: &mut impl Write) -> R
     let config = TrainConfig::read(&folder.config())?;
     config.data.files().try_for_each(|file| outputs.check_kept(file, "the run needs to resume"))?;
     let params = folder.read_model(SequenceRun::KEPT, config::TRAIN)?;
-    ensure!(
-        *params.layout() == config.layout()?,
-        "the model in {shown} does not match its config.toml"
-    );
+    folder.check_layout(&params, &config.layout()?)?;
     let sequence = config.columns.sequence.as_deref();
     let table = SequenceTable::read_with(csv, config.data.options(), sequence)?;
     let table = table.with_advice(CellAdvice::PREDICT);

@@ -1,6 +1,6 @@
 //! The `config.toml` of a run of `gru train`.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use gru_wgpu::{
     Adam, Clip, GruConfig, Head, LearnerConfig, Loss, Optimizer, ParamLayout, TrainerConfig,
@@ -13,11 +13,15 @@ use crate::data::features::{
 use crate::data::outputs::Reader;
 use crate::data::sequences::SequenceSource;
 use crate::data::table_options::check_marks;
-use crate::rundir::config::{self, RunConfig};
+use crate::rundir::config::{self, RunConfig, check_size, check_value};
 use crate::rundir::settings::{
     self, ResumableSettings, ResumeOverrides, SettingsChange, TrainingSettings,
 };
-use crate::ui::arguments::{DirectionArg, ResetArg, at_least_one, at_least_zero, fraction_or_zero};
+use crate::ui::arguments::{
+    DirectionArg, ResetArg, at_least_one, at_least_zero, finite, fraction, fraction_or_zero,
+    positive,
+};
+use crate::ui::output::quote;
 use crate::ui::training_options::{ClipArg, ScheduleArg};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -203,41 +207,59 @@ impl RunConfig for TrainConfig {
 
     fn check(&self) -> Result<()> {
         let is_sorted = |words: &[String]| words.windows(2).all(|pair| pair[0] < pair[1]);
+        let SequenceModelSettings { hidden, layers, dropout, direction, .. } = self.model;
+        if let Some(holdout) = self.data.holdout {
+            check_value("data.holdout", holdout, fraction)?;
+        }
+        check_marks(self.data.delimiter, self.data.numbers())?;
         let LabelColumns { classes, numeric, .. } = &self.columns;
         match (self.task, numeric) {
-            (Task::Regress, Some(NumericLabel { mean, deviation, .. })) => ensure!(
-                is_scale(*mean, *deviation) && classes.is_empty(),
-                "columns.numeric must have a finite mean and a deviation above 0, and columns.classes nothing"
-            ),
-            (Task::Regress, None) => bail!("task regress needs columns.numeric"),
-            (_, Some(_)) => bail!("columns.numeric needs task regress"),
+            (Task::Regress, Some(NumericLabel { mean, deviation, .. })) => {
+                check_scale("columns.numeric", *mean, *deviation)?;
+                ensure!(
+                    classes.is_empty(),
+                    "columns.classes: expected none with task = \"regress\""
+                );
+            }
+            (Task::Regress, None) => bail!("task = \"regress\" needs columns.numeric"),
+            (_, Some(_)) => bail!("columns.numeric needs task = \"regress\""),
             (_, None) => ensure!(
                 classes.len() >= 2 && is_sorted(classes),
-                "columns.classes must have at least two classes, sorted"
+                "columns.classes: expected at least two classes, sorted, each once"
             ),
         }
         if let Some(windows) = self.windows {
-            windows.check(self.task_of_sequences().per(), self.model.direction)?;
+            check_size("windows.window", windows.window)?;
+            check_size("windows.stride", windows.stride)?;
+            windows.check(self.task_of_sequences().per(), direction).context("[windows]")?;
         }
+        ensure!(!self.features.is_empty(), "features: expected at least one [[features]]");
         for feature in &self.features {
+            let of_column = || format!("column {}", quote(feature.column()));
             match feature {
-                Feature::Numeric { column, mean, deviation } => {
-                    ensure!(is_scale(*mean, *deviation), "feature {column} has no valid scale");
+                Feature::Numeric { mean, deviation, .. } => {
+                    check_scale("features", *mean, *deviation).with_context(of_column)?;
                 }
-                Feature::Categorical { column, words } => {
-                    ensure!(is_sorted(words), "the words of feature {column} are not sorted");
-                }
+                Feature::Categorical { words, .. } => ensure!(
+                    is_sorted(words),
+                    "{}: features.words: expected sorted words, each once",
+                    of_column()
+                ),
             }
         }
-        check_marks(self.data.delimiter, self.data.numbers())?;
-        self.training.check()?;
-        self.training.trainer_config().validate()?;
-        Ok(())
+        check_size("model.hidden", hidden)?;
+        check_size("model.layers", layers)?;
+        check_value("model.dropout", dropout, fraction_or_zero::<f32>)?;
+        self.layout().context("[model]")?;
+        self.training.check_keys()?;
+        self.training.check_resumable(&self.changes)
     }
 }
 
-fn is_scale(mean: f64, deviation: f64) -> bool {
-    mean.is_finite() && deviation.is_finite() && deviation > 0.0
+/// Checks the mean and the deviation in a table.
+fn check_scale(table: &str, mean: f64, deviation: f64) -> Result<()> {
+    check_value(&format!("{table}.mean"), mean, finite)?;
+    check_value(&format!("{table}.deviation"), deviation, positive::<f64>)
 }
 
 impl WindowSettings {
@@ -303,7 +325,7 @@ const MOMENTUM: f64 = 0.9;
 impl TrainSettings {
     /// Returns the settings of a new run, with every default filled in.
     pub fn started_with(&self, overrides: &TrainOverrides) -> Result<Self> {
-        self.check()?;
+        self.check_use(&["--warmup", "--schedule cosine", "--momentum", "--optimizer sgd"])?;
         let Self { schedule, optimizer, .. } = *self;
         let cosine = matches!(schedule, ScheduleArg::Cosine { .. }).then_some(WARMUP);
         let sgd = (optimizer == OptimizerArg::Sgd).then_some(MOMENTUM);
@@ -311,17 +333,37 @@ impl TrainSettings {
         Ok(Self { warmup, momentum, ..self.with_resumable(overrides.apply_to(self.resumable())) })
     }
 
-    /// Refuses settings that have no effect.
-    fn check(&self) -> Result<()> {
+    /// Checks the values in config.toml that a resumed run may not change.
+    fn check_keys(&self) -> Result<()> {
+        check_size("training.batch", self.batch)?;
+        check_size("training.accumulate", self.accumulate)?;
+        for (key, value) in [("warmup", self.warmup), ("momentum", self.momentum)] {
+            if let Some(value) = value {
+                check_value(&format!("training.{key}"), value, fraction_or_zero::<f64>)?;
+            }
+        }
+        check_value("training.weight_decay", self.weight_decay, at_least_zero)?;
+        self.check_use(&[
+            "training.warmup",
+            "schedule = \"cosine\"",
+            "training.momentum",
+            "optimizer = \"sgd\"",
+        ])
+    }
+
+    /// Refuses settings that have no effect. `names` names the warm-up, the schedule that it needs,
+    /// the momentum, and the optimizer that it needs.
+    fn check_use(&self, names: &[&str; 4]) -> Result<()> {
+        let [warmup, cosine, momentum, sgd] = names;
         let is_cosine = matches!(self.schedule, ScheduleArg::Cosine { .. });
         ensure!(
             is_cosine || self.warmup.is_none(),
-            "--warmup needs --schedule cosine, not {}",
+            "{warmup} needs {cosine}, not {}",
             self.schedule
         );
         ensure!(
             self.optimizer == OptimizerArg::Sgd || self.momentum.is_none(),
-            "--momentum needs --optimizer sgd"
+            "{momentum} needs {sgd}"
         );
         Ok(())
     }

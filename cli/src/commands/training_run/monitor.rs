@@ -1,15 +1,16 @@
 //! [`RunMonitor`]: shows the progress of a run and writes its folder.
 
-use anyhow::{Error, Result};
+use anyhow::{Error, Result, anyhow};
 use gru_wgpu::formats::safetensors;
 use gru_wgpu::{Dataset, Evaluation, Event, Progress, Trainer};
 
 use super::kind::TrainingRun;
 use crate::rundir::checkpoints::{CheckpointWriter, explain, keep_good};
 use crate::rundir::epochs::EpochMetrics;
-use crate::rundir::folder::KeptModel;
+use crate::rundir::folder::{KeptModel, MODEL_NOTE, model_fingerprint};
 use crate::rundir::interrupt::CheckTimer;
 use crate::ui::files::write_file;
+use crate::ui::output::quote_path;
 use crate::ui::progress::ProgressDisplay;
 
 pub struct RunMonitor<'a, R: TrainingRun> {
@@ -115,9 +116,11 @@ impl<'a, R: TrainingRun> RunMonitor<'a, R> {
     /// everything it needs exists.
     pub fn save(&mut self, trainer: &mut Trainer) -> Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
-        let (folder, checkpoint) = (writer.folder(), trainer.checkpoint()?);
+        let (folder, mut checkpoint) = (writer.folder(), trainer.checkpoint()?);
         if let Some(params) = R::KEPT.of(&checkpoint) {
             safetensors::save_network(folder.model(), params)?;
+            let fingerprint = model_fingerprint(params);
+            checkpoint.notes.insert(MODEL_NOTE.to_owned(), fingerprint);
         }
         if !self.epochs.is_empty() {
             EpochMetrics::write_all(&self.epochs, &folder.metrics())?;
@@ -129,6 +132,13 @@ impl<'a, R: TrainingRun> RunMonitor<'a, R> {
     /// Explains an error, with the examples of an update that diverged, and says which files are
     /// kept.
     pub fn explain(&mut self, trainer: &mut Trainer, error: gru_wgpu::Error) -> Error {
+        if let (gru_wgpu::Error::OtherData { .. }, Some(writer)) = (&error, &self.writer) {
+            return anyhow!(
+                "{}: the tables that describe the data have changed since the run started; restore them, because a run \
+                 resumes only with the same examples",
+                quote_path(&writer.folder().config())
+            );
+        }
         let kept = self.writer.as_ref().map(|writer| (writer.folder(), writer.kept()));
         let kept = kept.map(|(folder, kept)| keep_good(folder, kept, || self.save(trainer)));
         let from = match &error {

@@ -54,7 +54,7 @@ impl RunTarget {
         let folder = RunDir::open(path)?;
         let lock = FolderLock::Now(folder.lock()?);
         let mut run = read(&folder)?;
-        let checkpoint = resume(&mut run, folder.read_checkpoint()?, apply)?;
+        let checkpoint = resume(&mut run, &folder, apply)?;
         folder.clean()?;
         Ok((Self { folder: Some(folder), checkpoint: Some(checkpoint), lock }, run))
     }
@@ -81,23 +81,34 @@ impl FolderLock {
 /// If the configuration is not the checkpoint's, or no epoch is left.
 fn resume(
     run: &mut impl TrainingRun,
-    last: Checkpoint,
+    folder: &RunDir,
     apply: impl FnOnce(ResumableSettings) -> ResumableSettings,
 ) -> Result<Checkpoint> {
-    check_config(run, &last)?;
+    let last = folder.read_checkpoint()?;
+    check_config(run, folder, &last)?;
     let examples = run.train().len();
     let (settings, changes) = run.settings_mut();
     let now = apply(settings.resumable());
     settings.resume(changes, last, examples, now)
 }
 
-fn check_config<R: TrainingRun>(run: &mut R, checkpoint: &Checkpoint) -> Result<()> {
+fn check_config<R: TrainingRun>(
+    run: &mut R,
+    folder: &RunDir,
+    checkpoint: &Checkpoint,
+) -> Result<()> {
     let examples = run.train().len();
     let (settings, changes) = run.settings_mut();
     let is_same = settings.match_checkpoint(checkpoint, changes, examples);
-    check_same(&[
-        (R::DATA_TABLES, is_of(checkpoint, &run.data_note())),
-        ("[model]", *checkpoint.state.params.layout() == run.layout()?),
-        ("[training]", is_same),
-    ])
+    let key = settings.changed_key(checkpoint, examples);
+    let (layout, before) = (run.layout()?, checkpoint.state.params.layout());
+    let model = format!("[model], before {},", before.config());
+    check_same(
+        folder,
+        &[
+            (R::DATA_TABLES, is_of(checkpoint, &run.data_note())),
+            (&model, *before == layout),
+            (&key, is_same),
+        ],
+    )
 }
