@@ -4,14 +4,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use gru_wgpu::check::{self, Finding};
 use gru_wgpu::{Device, DeviceKind};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::data::model_file::ModelSelection;
 use crate::ui::device::open;
-use crate::ui::output::{TextTable, log};
+use crate::ui::output::{TextTable, log, quote_path};
 
 /// Check a device against the double-precision reference. Run it first on a new machine.
 #[derive(clap::Args, Debug)]
@@ -68,10 +68,13 @@ pub fn run(arguments: &CheckArgs, kind: DeviceKind, out: &mut impl Write) -> Res
         model.is_some() || selection.is_empty(),
         "--prefix, --node and --allow-non-finite need a MODEL"
     );
-    let model = model.as_deref().map(|path| selection.load(path)).transpose()?;
+    let model = model.as_deref().map(|path| Ok::<_, Error>((path, selection.load(path)?)));
+    let model = model.transpose()?;
     let device = open(kind)?;
     let findings = match &model {
-        Some(model) => check::model(&device, &model.params)?,
+        Some((path, model)) => {
+            check::model(&device, &model.params).with_context(|| quote_path(path))?
+        }
         None => run_all(&device)?,
     };
     let header = ["what", "cases", "largest error", "of the tolerance", ""];

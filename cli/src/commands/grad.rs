@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use gru_wgpu::formats::safetensors;
 use gru_wgpu::{DeviceKind, Error};
 
@@ -51,21 +51,24 @@ pub fn run(arguments: &GradArgs, kind: DeviceKind) -> Result<()> {
     let hn_output = hn.as_deref().map(|hn| ("--hn", hn, "npy"));
     let outputs = [("--output", &**output, "safetensors")].into_iter().chain(hn_output);
     let outputs = OutputFiles::check(outputs, input.paths().chain(inputs.map(|path| &**path)))?;
-    let model = model.load(&outputs)?;
-    let input = input.load(&model)?;
+    let more: Vec<_> = [Some(dy), dhn.as_ref()].into_iter().flatten().map(|path| &**path).collect();
+    let shown = || input.describe(&model.path, &more);
+    let loaded = model.load(&outputs)?;
+    let arrays = input.load(&loaded)?;
     let dy = load_array(dy)?;
     let dhn = dhn.as_deref().map(load_array).transpose()?;
-    let gru = on_device(kind, model.params)?;
-    let mut batch = input.batch();
+    let gru = on_device(kind, loaded.params, &model.path)?;
+    let mut batch = arrays.batch();
     batch.seed = *seed;
     let run = gru.forward_train(batch);
     let (out, tape) = run.map_err(|error| match error {
         Error::NoSeed => {
             anyhow!("this model has dropout or zoneout, which draw random numbers; give --seed")
         }
-        other => other.into(),
+        other => anyhow::Error::new(other).context(shown()),
     })?;
-    let gradients = gru.backward(tape, Some(dy.view()), dhn.as_ref().map(|dhn| dhn.view()))?;
+    let gradients = gru.backward(tape, Some(dy.view()), dhn.as_ref().map(|dhn| dhn.view()));
+    let gradients = gradients.with_context(shown)?;
     safetensors::save_gradients(output, &gradients)?;
     log(format_args!("wrote {}", quote_path(output)));
     if let Some(hn) = hn {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use gru_wgpu::DeviceKind;
 
 use crate::data::model_file::{InputArgs, ModelArgs, on_device, save_array};
@@ -43,10 +43,11 @@ pub fn run(arguments: &RunArgs, kind: DeviceKind) -> Result<()> {
     let hn_output = hn.as_deref().map(|hn| ("--hn", hn, "npy"));
     let outputs = [("--output", &**output, "npy")].into_iter().chain(hn_output);
     let outputs = OutputFiles::check(outputs, input.paths().chain([&*model.path]))?;
-    let model = model.load(&outputs)?;
-    let input = input.load(&model)?;
-    let gru = on_device(kind, model.params)?;
-    let out = gru.forward(input.batch())?;
+    let shown = || input.describe(&model.path, &[]);
+    let loaded = model.load(&outputs)?;
+    let arrays = input.load(&loaded)?;
+    let gru = on_device(kind, loaded.params, &model.path)?;
+    let out = gru.forward(arrays.batch()).with_context(shown)?;
     save_array(output, &out.y)?;
     if let Some(hn) = hn {
         save_array(hn, &out.h_n)?;

@@ -9,7 +9,7 @@ use gru_wgpu::{Batch, DeviceKind, Gru, Layout, Params};
 use ndarray::{Array3, Ix3};
 
 use crate::ui::device::open;
-use crate::ui::output::{log, quote, quote_path};
+use crate::ui::output::{log, of_file, quote, quote_path};
 use crate::ui::outputs::OutputFiles;
 
 /// A model file and the choice of one of its GRUs.
@@ -91,7 +91,7 @@ impl ModelSelection {
         let options = safetensors::SafetensorsOptions::new()
             .with_prefix(self.prefix.as_deref())
             .with_non_finite(self.allow_non_finite);
-        let params = safetensors::load(path, &options)?;
+        let params = safetensors::load(path, &options).map_err(of_file(path))?;
         let (h0, lengths) = (OptionalInput::Nothing, OptionalInput::Nothing);
         Ok(LoadedModel { params, h0, lengths, external_data: Vec::new() })
     }
@@ -105,7 +105,7 @@ impl ModelSelection {
             .with_node(self.node.as_deref())
             .with_non_finite(self.allow_non_finite);
         let onnx::OnnxModel { params, nodes, h0, lengths, external_data, .. } =
-            onnx::load(path, &options)?;
+            onnx::load(path, &options).map_err(of_file(path))?;
         let nodes: Vec<_> = nodes.iter().map(|name| quote(name)).collect();
         log(format_args!("nodes: {}", nodes.join(", ")));
         Ok(LoadedModel { params, h0, lengths, external_data })
@@ -152,20 +152,37 @@ impl InputArgs {
             Some(path) => Some(load_array(path)?),
             None => {
                 let stored = stored_input("h0", "using zeros", &model.h0);
-                check_rows("h0", stored.as_ref().map(|h0| h0.dim().1), rows)?;
+                self.check_rows("h0", stored.as_ref().map(|h0| h0.dim().1), rows)?;
                 stored
             }
         };
         let lengths = match &self.lengths {
-            Some(path) => Some(npy::load_lengths(path)?),
+            Some(path) => Some(npy::load_lengths(path).map_err(of_file(path))?),
             None => {
                 let default = "using length T for every row";
                 let stored = stored_input("lengths", default, &model.lengths);
-                check_rows("lengths", stored.as_ref().map(Vec::len), rows)?;
+                self.check_rows("lengths", stored.as_ref().map(Vec::len), rows)?;
                 stored
             }
         };
         Ok(InputArrays { x, layout, h0, lengths })
+    }
+
+    /// Checks that the stored value has as many rows as x.
+    fn check_rows(&self, option: &str, stored: Option<usize>, rows: usize) -> Result<()> {
+        let other = stored.filter(|&stored| stored != rows);
+        other.map_or(Ok(()), |other| {
+            bail!(
+                "the model stores {option} for {other} rows, but {} has {rows}; give others with --{option}",
+                quote_path(&self.input)
+            )
+        })
+    }
+
+    /// Names the files of a run: the model's, then the arrays'. An array's error says which one.
+    pub fn describe<'a>(&'a self, model: &'a Path, more: &[&'a Path]) -> String {
+        let paths = [model].into_iter().chain(self.paths()).chain(more.iter().copied());
+        paths.map(quote_path).collect::<Vec<_>>().join(", ")
     }
 
     /// Returns the paths of the files.
@@ -207,17 +224,9 @@ fn stored_input<T: Clone>(option: &str, default: &str, given: &OptionalInput<T>)
     }
 }
 
-/// Checks that the stored value has as many rows as x.
-fn check_rows(option: &str, stored: Option<usize>, rows: usize) -> Result<()> {
-    let other = stored.filter(|&stored| stored != rows);
-    other.map_or(Ok(()), |other| {
-        bail!("the model stores {option} for {other} rows, but x has {rows}; give others with --{option}")
-    })
-}
-
 /// Reads an array of three axes. Logs a note if its numbers were converted.
 pub fn load_array(path: &Path) -> Result<Array3<f32>> {
-    let (array, numbers) = npy::load_as::<Ix3>(path)?;
+    let (array, numbers) = npy::load_as::<Ix3>(path).map_err(of_file(path))?;
     if numbers != npy::NpyElement::F32 {
         log(format_args!("{}: {numbers}, converted to float32", quote_path(path)));
     }
@@ -236,8 +245,9 @@ pub fn extension(path: &Path) -> String {
     path.extension().map_or(String::new(), |end| end.to_string_lossy().to_ascii_lowercase())
 }
 
-/// Opens the device and creates the model on it.
-pub fn on_device(kind: DeviceKind, params: Params) -> Result<Gru> {
+/// Opens the device and creates the model of the file `path` on it.
+pub fn on_device(kind: DeviceKind, params: Params, path: &Path) -> Result<Gru> {
     let device = open(kind)?;
-    Gru::with_params(params, &device).context("the model does not fit the device")
+    let gru = Gru::with_params(params, &device);
+    gru.with_context(|| format!("the model in {} does not fit the device", quote_path(path)))
 }

@@ -193,6 +193,74 @@ fn convert_round_trips() {
     );
 }
 
+/// Errors about a size in a file name the file.
+#[test]
+fn sizes_that_do_not_work_name_their_file() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path();
+    // A GRU of these sizes with zeros for weights.
+    let model = |name: &str, inputs: u64, hidden: u64| {
+        let shapes = [
+            ("weight_ih_l0", vec![3 * hidden, inputs]),
+            ("weight_hh_l0", vec![3 * hidden, hidden]),
+            ("bias_ih_l0", vec![3 * hidden]),
+            ("bias_hh_l0", vec![3 * hidden]),
+        ];
+        let mut end = 0;
+        let tensors = shapes.map(|(name, shape)| {
+            let start = end;
+            end += 4 * shape.iter().product::<u64>();
+            format!(
+                r#""{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{start},{end}]}}"#
+            )
+        });
+        let header = format!("{{{}}}", tensors.join(","));
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.resize(bytes.len() + if end < 9999 { end as usize } else { 0 }, 0);
+        std::fs::write(path.join(name), bytes).unwrap();
+    };
+    model("good.safetensors", 3, 4);
+    model("no_inputs.safetensors", 0, 4);
+    model("no_hidden.safetensors", 3, 0);
+    model("huge.safetensors", 3, 1 << 28);
+    for name in ["no_inputs", "no_hidden", "huge"] {
+        let file = &format!("{name}.safetensors");
+        let words = [&*format!("error: `{file}`: ")];
+        let run = ["run", file, "--input", "x.npy", "--output", "y.npy", "--device", "cpu"];
+        npy::save(path.join("x.npy"), Array3::zeros([5, 2, 3]).view()).unwrap();
+        assert_refused(path, &run, &words);
+        assert_refused(path, &["convert", file, "y.onnx"], &words);
+        assert_refused(path, &["check", file, "--device", "cpu"], &words);
+    }
+    let array = |name: &str, shape: [usize; 3]| {
+        npy::save(path.join(name), Array3::zeros(shape).view()).unwrap();
+    };
+    array("wide.npy", [5, 2, 7]);
+    array("h0.npy", [1, 3, 4]);
+    let large = "{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 2, 3)}\n";
+    let header = [b"\x93NUMPY\x01\x00\x4f\x00", large.as_bytes()].concat();
+    assert_eq!(large.len(), 0x4f);
+    std::fs::write(path.join("large.npy"), header).unwrap();
+    let run = ["good.safetensors", "--device", "cpu", "--input"];
+    let good = "error: `good.safetensors`, `";
+    for (more, words) in [
+        (&["large.npy"][..], ["error: `large.npy`: ", "shape"]),
+        (&["wide.npy"], [good, "`wide.npy`: x [T, B, I] has shape [5, 2, 7]"]),
+        (&["x.npy", "--h0", "h0.npy"], [good, "`x.npy`, `h0.npy`: h0 [L·D, B, H] has shape"]),
+    ] {
+        let run = [&["run"], &run[..], more, &["--output", "y.npy"]].concat();
+        assert_refused(path, &run, &words);
+    }
+    for (dy, words) in [
+        ("large.npy", ["error: `large.npy`: ", "shape"]),
+        ("wide.npy", [good, "`x.npy`, `wide.npy`: dy [T, B, D·H] has shape [5, 2, 7]"]),
+    ] {
+        let more = ["x.npy", "--dy", dy, "--output", "y.safetensors"];
+        assert_refused(path, &[&["grad"], &run[..], &more].concat(), &words);
+    }
+}
+
 #[test]
 fn numbers_of_other_types_are_converted_with_a_note() {
     let scene = Scene::new();
@@ -342,6 +410,6 @@ fn a_constant_state_of_the_model_is_used() {
     let (y, _) = npy::load_as::<Ix3>(directory.path().join("y.npy")).unwrap();
     assert_close("y", &y, &load("y"), within(2e-6));
     npy::save(directory.path().join("x.npy"), Array3::<f32>::zeros((6, 2, 3)).view()).unwrap();
-    let words = "the model stores h0 for 3 rows, but x has 2; give others with --h0";
+    let words = "the model stores h0 for 3 rows, but `x.npy` has 2; give others with --h0";
     assert_refused(directory.path(), &arguments, &[words]);
 }
