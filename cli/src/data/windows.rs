@@ -96,6 +96,22 @@ impl<'a> Windows<'a> {
         Self { columns, input, horizon, scales }
     }
 
+    /// Checks that every model input is finite. A value that is no target of a training window does
+    /// not count for the scale, and may be too far from the others.
+    pub fn check_inputs(&self) -> Result<()> {
+        for (column, scale) in self.columns.iter().zip(&self.scales) {
+            let low = column.iter().copied().fold(f64::INFINITY, f64::min);
+            let high = column.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let range = (high / scale - low / scale) as f32;
+            ensure!(
+                range.is_finite(),
+                "the values lie between {low:e} and {high:e}, too far apart for their usual change of {scale:.1e}; \
+                 fix the value that is out of range, or pass its text to --missing"
+            );
+        }
+        Ok(())
+    }
+
     /// Returns the model inputs `[T, B, I]`, relative to each window's last values and scaled.
     pub fn inputs(&self, origins: &[usize]) -> Array3<f32> {
         let shape = (self.input, origins.len(), self.columns.len());
@@ -247,6 +263,7 @@ fn scale(values: &[f64], origins: Range<usize>, horizon: usize) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::iter::once;
     use std::ops::ControlFlow;
 
     use gru_wgpu::{
@@ -263,6 +280,17 @@ mod tests {
         let learner = Learner::new(params, config, &Device::cpu()).expect("small");
         let config = TrainerConfig::new(8, 4).with_seed(5).with_order(Order::Shuffled);
         Trainer::new(learner, config).expect("small")
+    }
+
+    /// The first value is in the first window's input, and no target.
+    #[test]
+    fn inputs_that_are_not_finite_are_refused() {
+        for (first, is_good) in [(0.0, true), (-1e30, true), (-1e39, false), (1e300, false)] {
+            let columns = [once(first).chain((0..99).map(|i| f64::from(i % 7))).collect()];
+            let windows = Windows::new(&columns, 80, 3, 2).expect("finite changes");
+            assert_eq!(windows.check_inputs().is_ok(), is_good, "{first}");
+            assert_eq!(windows.inputs(&[3]).iter().all(|x| x.is_finite()), is_good, "{first}");
+        }
     }
 
     /// On a sine wave the loss falls far, and the GRU learns as well as the head. A run stopped at

@@ -143,7 +143,7 @@ fn read_again(folder: &RunDir, csv: Option<&Path>) -> Result<ForecastRun> {
 
 impl ForecastArgs {
     /// Starts a new run.
-    fn start(&self, csv: &Path, is_kept: bool) -> Result<ForecastRun> {
+    pub fn start(&self, csv: &Path, is_kept: bool) -> Result<ForecastRun> {
         let SeriesColumnArgs { column, series, missing } = &self.columns;
         let options = self.table.options(missing.clone())?;
         let table = SeriesTable::read(csv, column.as_deref(), series.as_deref(), options)?;
@@ -176,6 +176,6 @@ impl ForecastArgs {
             training: settings.with_resumable(self.overrides.apply_to(settings.resumable())),
             changes: Vec::new(),
         };
-        ForecastRun::new(config, table, is_kept)
+        ForecastRun::new(config, table, is_kept).with_context(|| quote_path(csv))
     }
 }

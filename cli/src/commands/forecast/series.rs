@@ -29,7 +29,10 @@ pub struct ForecastRun {
 
 impl ForecastRun {
     pub fn new(config: ForecastConfig, table: SeriesTable, is_validated: bool) -> Result<Self> {
-        table.series.iter().try_for_each(|series| config.windows(series).map(drop))?;
+        for series in &table.series {
+            let windows = config.windows(series)?;
+            with_series(series.label.as_deref(), windows.check_inputs())?;
+        }
         let splits = split(&config.windows, &table)?;
         let origins = |rows: fn(&WindowSplit) -> &[usize]| {
             let of = |(series, split)| {

@@ -185,7 +185,7 @@ impl TrainArgs {
     }
 
     /// Starts a new run.
-    fn start(&self, csv: &Path) -> Result<SequenceRun> {
+    pub fn start(&self, csv: &Path) -> Result<SequenceRun> {
         let Self { columns: given, .. } = self;
         let SequenceColumnArgs { label, features, categorical, .. } = given;
         let task = given.task.context("expected a --task")?; // clap has asked for it
