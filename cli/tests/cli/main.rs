@@ -4,6 +4,7 @@ mod common;
 
 mod bench;
 mod commands;
+mod fuzzed;
 mod outputs;
 mod pipeline_cache;
 mod program;
