@@ -125,7 +125,9 @@ fn key_at(text: &str, line: usize) -> String {
     for line in text.lines().take(line).map(str::trim) {
         let header = line.trim_start_matches('[').trim_end_matches(']');
         match line.split_once('=').map(|(key, _)| key.trim()) {
-            _ if line.starts_with('[') && is_key(header) => (table, key) = (header, ""),
+            _ if line.starts_with('[') && header.split('.').all(is_key) => {
+                (table, key) = (header, "")
+            }
             Some(name) if is_key(name) => key = name,
             _ => {}
         }
@@ -140,12 +142,12 @@ mod tests {
 
     #[test]
     fn keys_are_found_by_their_line() {
-        let text = "# a = 1\nversion = \"1\"\n\n[data] \nclasses = [\n  \"b = 1\",\n]\n[[changes]]\nclip = 1\n";
-        let keys: Vec<_> = (1..=9).map(|line| key_at(text, line)).collect();
+        let text = "# a = 1\nversion = \"1\"\n\n[data] \nclasses = [\n  \"b = 1\",\n]\n[[changes]]\nclip = 1\n[a.b]\n";
+        let keys: Vec<_> = (1..=10).map(|line| key_at(text, line)).collect();
         let list = "data.classes";
         assert_eq!(
             keys,
-            ["", "version", "version", "data", list, list, list, "changes", "changes.clip"]
+            ["", "version", "version", "data", list, list, list, "changes", "changes.clip", "a.b"]
         );
         assert_eq!(key_at("", 1), "");
     }

@@ -144,6 +144,7 @@ pub trait TrainingSettings: Clone {
                 own.learning_rate != learner.learning_rate,
                 learner.learning_rate.to_string(),
             ),
+            ("loss", own.loss != learner.loss, String::new()),
             ("clip", own.clip != learner.clip, ClipArg(learner.clip).to_string()),
             (
                 "accumulate",
