@@ -50,6 +50,8 @@ pub struct SequenceWindows {
     stride: usize,
     readout: Readout,
     windows: Vec<Window>,
+    /// The steps of the longest window, to which batches are padded.
+    steps: usize,
 }
 
 /// The place of a window.
@@ -128,8 +130,9 @@ impl SequenceWindows {
                 Window { sequence, steps: start..start.saturating_add(window).min(len) }
             })
         };
-        let windows = lens.flat_map(of_sequence).collect();
-        Ok(Self { sequences, window, stride, readout, windows })
+        let windows: Vec<_> = lens.flat_map(of_sequence).collect();
+        let steps = windows.iter().map(|window| window.steps.len()).max().unwrap_or(0);
+        Ok(Self { sequences, window, stride, readout, windows, steps })
     }
 
     /// Returns the sequences.
@@ -186,18 +189,18 @@ impl Dataset for SequenceWindows {
     fn batch(&self, examples: &[usize]) -> Result<TrainingBatch> {
         let rows = self.rows(examples)?;
         let inputs = rows.first().map_or(0, |row| row.sequence.x.ncols());
-        let mut x: Array3<f32> = try_array(WINDOWS, [self.window, rows.len(), inputs])?;
+        let mut x: Array3<f32> = try_array(WINDOWS, [self.steps, rows.len(), inputs])?;
         for (row, BatchRow { sequence, steps, .. }) in rows.iter().enumerate() {
             let of_window = sequence.x.slice(s![steps.clone(), ..]);
             x.slice_mut(s![..steps.len(), row, ..]).assign(&of_window);
         }
         let lengths: Vec<_> = rows.iter().map(|row| row.steps.len()).collect();
         let targets = match self.readout {
-            Readout::EveryStep => step_targets(self.window, &rows)?,
+            Readout::EveryStep => step_targets(self.steps, &rows)?,
             Readout::LastState => last_targets(&rows)?,
         };
         let batch = TrainingBatch::new(x, targets);
-        let is_whole = lengths.iter().all(|&length| length == self.window);
+        let is_whole = lengths.iter().all(|&length| length == self.steps);
         Ok(if is_whole { batch } else { batch.with_lengths(lengths) })
     }
 
@@ -236,10 +239,10 @@ impl Dataset for SequenceWindows {
     }
 }
 
-/// Returns the targets of the steps of windows, padded to `window` steps. Only the targets of a
+/// Returns the targets of the steps of windows, padded to `padded` steps. Only the targets of a
 /// window's counted steps count.
-fn step_targets(window: usize, rows: &[BatchRow<'_>]) -> Result<TargetArray> {
-    let shape = [window, rows.len()];
+fn step_targets(padded: usize, rows: &[BatchRow<'_>]) -> Result<TargetArray> {
+    let shape = [padded, rows.len()];
     let mut mask: Array2<bool> = try_array(WINDOWS, shape)?;
     let mut classes: Array2<i32> = try_array(WINDOWS, shape)?;
     let mut values = ArrayD::<f32>::zeros(IxDyn(&[0]));
@@ -253,7 +256,7 @@ fn step_targets(window: usize, rows: &[BatchRow<'_>]) -> Result<TargetArray> {
             }
             Target::Series(all) => {
                 if values.is_empty() {
-                    values = try_array(WINDOWS, IxDyn(&[window, rows.len(), all.ncols()]))?;
+                    values = try_array(WINDOWS, IxDyn(&[padded, rows.len(), all.ncols()]))?;
                 }
                 let mut of_row = values.index_axis_mut(Axis(1), row);
                 let mut of_row = of_row.slice_axis_mut(Axis(0), Slice::from(..steps.len()));
@@ -391,6 +394,9 @@ mod tests {
         let windows = SequenceWindows::every_step(all(), 4, 4).unwrap();
         let config = GruConfig::pytorch(1, 3);
         assert_eq!(windows.check(&config, &Head::every_step(8)), Ok(()));
+        // A window longer than every sequence takes no more memory than they do.
+        let whole = SequenceWindows::every_step(all(), usize::MAX, usize::MAX).unwrap();
+        assert_eq!((whole.len(), whole.batch(&[0]).unwrap().x.dim()), (1, (8, 1, 1)));
         let refused = windows.check(&config, &Head::last(8)).unwrap_err();
         assert!(matches!(refused, Error::Conflict { .. }), "{refused}");
         assert!(windows.batch(&[2]).is_err());

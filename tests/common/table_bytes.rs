@@ -79,8 +79,18 @@ fn arguments(command: &str, bytes: &mut Bytes<'_>) -> Vec<String> {
         option("horizon", ["1", "2", "5", "99999999999"][sizes / 4 % 4]);
         option("season", ["1", "2", "4", "99999999999"][sizes / 16 % 4]);
     } else {
-        option("task", bytes.one_of(&["classify", "label"]));
-        option("sequence", bytes.one_of(&["", "", "1", "2", "id"]));
+        let task = bytes.next();
+        let task_name = ["classify", "label", "regress", "regress"][task % 4];
+        option("task", task_name);
+        let window = ["", "1", "3", "99999999999"][task / 4 % 4];
+        option("window", window);
+        if !window.is_empty() {
+            option("stride", ["", "1", "2", "99999999999"][task / 16 % 4]);
+        }
+        if task_name == "regress" {
+            option("per", ["", "", "row", "sequence"][task / 64]);
+        }
+        option("sequence", bytes.one_of(&["", "none", "1", "2", "id"]));
         option("label", bytes.one_of(&["", "", "3", "label"]));
         option("features", bytes.one_of(&COLUMNS));
         option("categorical", bytes.one_of(&COLUMNS));

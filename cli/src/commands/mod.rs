@@ -15,12 +15,12 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use clap::{Args, Command};
-use gru_wgpu::Dataset;
+use gru_wgpu::{Dataset, TargetArray, TrainingBatch};
 
 use training_run::TrainingRun;
 
-/// Reads a table as `gru train` or `gru forecast` does. Returns the inputs of the first and the last
-/// training example.
+/// Reads a table as `gru train` or `gru forecast` does. Returns the inputs and the numeric targets of
+/// the first and the last training example.
 pub fn read_table(command: &str, table: &Path, arguments: &[String]) -> Result<Vec<f32>> {
     match command {
         "train" => ends(&parse::<train::TrainArgs>(table, arguments)?.start(table)?),
@@ -42,6 +42,17 @@ fn ends(run: &impl TrainingRun) -> Result<Vec<f32>> {
     let examples = run.train();
     let ends = if examples.is_empty() { vec![] } else { vec![0, examples.len() - 1] };
     let batches = ends.into_iter().map(|example| examples.batch(&[example]));
-    let batches = batches.collect::<gru_wgpu::Result<Vec<_>>>()?;
-    Ok(batches.into_iter().flat_map(|batch| batch.x).collect())
+    let mut numbers = Vec::new();
+    for batch in batches {
+        let TrainingBatch { x, targets, .. } = batch?;
+        numbers.extend(x);
+        let targets = match targets {
+            TargetArray::Masked { targets, .. } => *targets,
+            targets => targets,
+        };
+        if let TargetArray::Values(values) = targets {
+            numbers.extend(values);
+        }
+    }
+    Ok(numbers)
 }

@@ -29,7 +29,7 @@ impl WindowSettings {
     pub fn cut(self, rows: usize) -> impl Iterator<Item = Range<usize>> {
         let Self { window, stride } = self;
         let starts = (0..=rows.saturating_sub(window)).step_by(stride);
-        starts.map(move |start| start..(start + window).min(rows))
+        starts.map(move |start| start..start.saturating_add(window).min(rows))
     }
 }
 

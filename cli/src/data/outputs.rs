@@ -78,6 +78,7 @@ impl Reader {
         let mut all: Vec<_> = sequences.iter().map(|x| Array2::zeros((x.nrows(), width))).collect();
         for (sequences, all) in sequences.chunks(self.batch).zip(all.chunks_mut(self.batch)) {
             let longest = sequences.iter().map(Array2::nrows).max().unwrap_or(0);
+            let window = window.min(longest);
             let mut state = None;
             for start in (0..longest).step_by(window) {
                 let rows = |x: &Array2<f32>| start.min(x.nrows())..(start + window).min(x.nrows());
@@ -110,7 +111,8 @@ impl Reader {
         for places in places.collect::<Vec<_>>().chunks(self.batch) {
             let pieces: Vec<_> =
                 places.iter().map(|(at, rows)| (&sequences[*at], rows.clone())).collect();
-            let (x, lengths) = stack(&pieces, windows.window);
+            let longest = pieces.iter().map(|(_, rows)| rows.len()).max().unwrap_or(0);
+            let (x, lengths) = stack(&pieces, longest);
             let outputs = network.forward(Batch::new(x.view()).with_lengths(&lengths))?;
             for ((at, _), outputs) in places.iter().zip(outputs.outer_iter()) {
                 all[*at].extend(outputs.iter().copied());

@@ -162,7 +162,7 @@ fn windows_with_one_label_have_that_of_their_last_row() {
         for t in 0..40 {
             let state = if t % 16 < 8 { "calm" } else { "storm" };
             let amplitude = if state == "calm" { 0.1 } else { 1.0 };
-            let x = amplitude * ((i * 31 + t * 17) as f64).sin();
+            let x = amplitude * f64::from(i * 31 + t * 17).sin();
             writeln!(csv, "r{i},{x:.4},{state}").unwrap();
         }
     }
@@ -200,12 +200,17 @@ fn labels_and_windows_that_do_not_fit_are_refused() {
     let cases: [(&str, &str, &[&str], &[&str]); 8] = [
         ("rows.csv", "classify", &["--per", "row"], &["--task regress"]),
         ("rows.csv", "regress", &["--per", "sequence"], &["line ", "changes from", "--per row"]),
-        ("rows.csv", "regress", &["--window", "5", "--stride", "6"], &["--stride 6", "--window 5"]),
+        (
+            "rows.csv",
+            "regress",
+            &["--window", "5", "--stride", "6"],
+            &["stride of 6", "window of 5", "--stride"],
+        ),
         (
             "rows.csv",
             "regress",
             &["--window", "5", "--direction", "both"],
-            &["--direction forward"],
+            &["direction forward", "--direction"],
         ),
         ("odd.csv", "regress", &[], &["odd.csv", "line ", "about", "--task classify"]),
         ("constant.csv", "regress", &[], &["constant.csv", "every label", "is 7"]),

@@ -270,11 +270,13 @@ impl WindowSettings {
         if per == Per::Row {
             ensure!(
                 stride <= window,
-                "--stride {stride} is above --window {window}, which would leave out rows; expected at most the window"
+                "a stride of {stride} rows is above the window of {window} rows, which would leave out rows; expected at \
+                 most the window (--stride)"
             );
             ensure!(
                 direction == DirectionArg::Forward,
-                "--window with a label per row carries the state from window to window, which needs --direction forward"
+                "windows with a label per row carry the state from one to the next, which needs direction forward \
+                 (--direction)"
             );
         }
         Ok(())
