@@ -6,8 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::data::dialect::{Dialect, separator_line};
 use crate::data::numbers::{MarksSeen, NumberFormat, OddNumber};
-use crate::data::{delimiter, text, timestamps};
+use crate::data::{dialect, text, timestamps};
 use crate::ui::output::{log, quote, quote_path};
 use crate::ui::progress::ReadingDisplay;
 
@@ -110,16 +111,13 @@ impl<'a> CsvRow<'a> {
 }
 
 impl CellTexts {
-    /// Parses text that contains the delimiter or quotes. Calls `reach` with the bytes read so far
-    /// from time to time.
-    fn parse(text: &str, delimiter: u8, reach: impl Fn(usize)) -> Result<Self> {
+    /// Parses text that contains the delimiter or quotes and starts in line `first_line`. Calls
+    /// `reach` with the bytes read so far from time to time.
+    fn parse(text: &str, dialect: Dialect, first_line: u64, reach: impl Fn(usize)) -> Result<Self> {
         /// The rows between two calls of `reach`.
         const ROWS: usize = 4096;
-        let mut reader = csv::ReaderBuilder::new()
-            .delimiter(delimiter)
-            .has_headers(false)
-            .from_reader(text.as_bytes());
-        let (mut counted, mut line) = (0, 1);
+        let mut reader = dialect.reader(text);
+        let (mut counted, mut line) = (0, first_line);
         let mut cells = Self { text: String::with_capacity(text.len()), ..Self::default() };
         let mut record = csv::StringRecord::new();
         while reader.read_record(&mut record)? {
@@ -139,9 +137,9 @@ impl CellTexts {
 
     /// Parses text with a single column. An empty line is a missing value here, but a CSV reader
     /// would skip it.
-    fn parse_column(text: &str) -> Self {
+    fn parse_column(text: &str, first_line: u64) -> Self {
         let mut cells = Self::default();
-        for (line, cell) in (1..).zip(text.trim_end().lines()) {
+        for (line, cell) in (first_line..).zip(text.trim_end().lines()) {
             cells.push(line, [cell].into_iter());
         }
         cells
@@ -192,16 +190,19 @@ impl CsvTable {
         let shown = quote_path(path);
         let bytes = std::fs::read(path).with_context(|| format!("cannot open {shown}"))?;
         let text = text::decode(bytes).with_context(|| format!("cannot read {shown}"))?;
-        let delimiter = options.delimiter.unwrap_or_else(|| judge_delimiter(&text, &shown));
-        let mut cells = match text.contains([char::from(delimiter), '"']) {
-            true => parse_showing(&text, delimiter, &shown).with_context(|| {
+        let (said, table) = separator_line(&text);
+        let first_line = if said.is_some() { 2 } else { 1 };
+        let dialect = judge_dialect(table, options.delimiter.or(said), &shown);
+        let delimiter = dialect.delimiter;
+        let mut cells = match table.contains([char::from(delimiter), char::from(dialect.quote)]) {
+            true => parse_showing(table, dialect, first_line, &shown).with_context(|| {
                 format!(
                     "cannot read {shown} with the delimiter {}; --delimiter names another one (between cells \
                      with a decimal comma it is often `;`)",
                     quote(char::from(delimiter).encode_utf8(&mut [0; 4]))
                 )
             })?,
-            false => CellTexts::parse_column(&text),
+            false => CellTexts::parse_column(table, first_line),
         };
         drop(text);
         ensure!(cells.len() > 0, "{shown} is empty; expected a CSV file");
@@ -410,20 +411,25 @@ impl CsvTable {
 }
 
 /// Parses a text and shows the progress.
-fn parse_showing(text: &str, delimiter: u8, shown: &str) -> Result<CellTexts> {
+fn parse_showing(text: &str, dialect: Dialect, first_line: u64, shown: &str) -> Result<CellTexts> {
     let display = ReadingDisplay::new(shown, text.len());
-    CellTexts::parse(text, delimiter, |bytes| display.reach(bytes))
+    CellTexts::parse(text, dialect, first_line, |bytes| display.reach(bytes))
 }
 
-/// Judges the delimiter, a comma if the text has none. Logs any other.
-fn judge_delimiter(text: &str, shown: &str) -> u8 {
+/// Judges the quote, and the delimiter unless it is known: a comma if the text has none. Logs any
+/// other.
+fn judge_dialect(text: &str, known: Option<u8>, shown: &str) -> Dialect {
+    let quoted = |character: u8| quote(char::from(character).encode_utf8(&mut [0; 4]));
     let is_value = |cell: &str| cell.parse::<f64>().is_ok() || timestamps::is_date(cell);
-    let judged = delimiter::judge(text, is_value).unwrap_or(b',');
-    if judged != b',' {
-        let shown_delimiter = quote(char::from(judged).encode_utf8(&mut [0; 4]));
-        log(format_args!("{shown}: the delimiter is {shown_delimiter} (--delimiter)"));
+    let delimiter = known.or_else(|| dialect::judge(text, is_value)).unwrap_or(b',');
+    if delimiter != b',' && known.is_none() {
+        log(format_args!("{shown}: the delimiter is {} (--delimiter)", quoted(delimiter)));
     }
-    judged
+    let dialect = Dialect::with_delimiter(text, delimiter);
+    if dialect.quote != b'"' {
+        log(format_args!("{shown}: cells are quoted by {}", quoted(dialect.quote)));
+    }
+    dialect
 }
 
 /// Judges the marks in the numbers of all columns. Logs marks other than a decimal point. Returns
@@ -537,6 +543,8 @@ pub fn printable(name: &str) -> String {
 mod tests {
     use super::*;
 
+    const COMMAS: Dialect = Dialect { delimiter: b',', quote: b'"' };
+
     #[test]
     fn headers_are_detected() {
         for (text, expected) in [
@@ -558,7 +566,7 @@ mod tests {
             ("0,1,2\n7,1.5,2\n7,2.5,2", (false, false)),
             ("4,5\n7,1.5", (false, true)),
         ] {
-            let cells = CellTexts::parse(text, b',', |_| ()).unwrap();
+            let cells = CellTexts::parse(text, COMMAS, 1, |_| ()).unwrap();
             let got = has_header(&cells, &CsvOptions::default(), NumberFormat::default());
             assert_eq!(got, expected, "{text}");
         }
@@ -571,10 +579,10 @@ mod tests {
             rows.map(|row| (row.line, row.cells().map(str::to_owned).collect())).collect()
         };
         let row = |line: u64, cells: &[&str]| (line, cells.iter().map(|&c| c.to_owned()).collect());
-        let several = CellTexts::parse("\na,\"x\n, y\"\n\n b , \n", b',', |_| ()).unwrap();
+        let several = CellTexts::parse("\na,\"x\n, y\"\n\n b , \n", COMMAS, 1, |_| ()).unwrap();
         assert_eq!(read(several), [row(2, &["a", "x\n, y"]), row(5, &["b", ""])]);
-        let column = CellTexts::parse_column("v\n\n 1 \n\n");
+        let column = CellTexts::parse_column("v\n\n 1 \n\n", 1);
         assert_eq!(read(column), [row(1, &["v"]), row(2, &[""]), row(3, &["1"])]);
-        assert_eq!(CellTexts::parse_column("").len(), 0);
+        assert_eq!(CellTexts::parse_column("", 1).len(), 0);
     }
 }

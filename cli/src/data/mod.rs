@@ -2,7 +2,7 @@
 
 pub mod baselines;
 pub mod csv_table;
-pub mod delimiter;
+pub mod dialect;
 pub mod errors;
 pub mod example_set;
 pub mod features;

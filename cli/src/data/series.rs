@@ -116,8 +116,7 @@ impl SeriesTable {
         let others: Vec<_> = (0..csv.names.len())
             .filter(|other| !chosen.contains(other) && Some(*other) != column)
             .collect();
-        let times = others.iter().filter_map(|&other| TimeColumn::new(&csv, other, &rows));
-        let times: Vec<_> = times.collect();
+        let times = TimeColumn::all(&csv, others.iter().copied(), &rows);
         let mut notes = Vec::new();
         let read = |(label, rows): (Option<String>, &Vec<usize>)| {
             let mut own = Vec::new();
@@ -441,8 +440,8 @@ mod tests {
             let all: Vec<_> = (0..csv.names.len()).collect();
             let rows: Vec<_> = (0..csv.rows().len()).collect();
             let groups = std::slice::from_ref(&rows);
-            let times = all.iter().filter_map(|&column| TimeColumn::new(&csv, column, groups));
-            let axis = TimeAxis::find(&csv, &times.collect::<Vec<_>>(), &rows, &mut Vec::new());
+            let times = TimeColumn::all(&csv, all.iter().copied(), groups);
+            let axis = TimeAxis::find(&csv, &times, &rows, &mut Vec::new());
             _ = axis.map(|axis| axis.map(|axis| axis.years()));
             for column in all {
                 csv.rows().for_each(|row| _ = csv.number(row, column, ""));

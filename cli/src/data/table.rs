@@ -10,7 +10,7 @@ use ndarray::Array2;
 
 use crate::data::csv_table::{CsvOptions, CsvRow, CsvTable};
 use crate::data::features::{Feature, mean_and_deviation};
-use crate::data::time_axis::TimeAxis;
+use crate::data::time_axis::{TimeAxis, TimeColumn};
 use crate::ui::output::{log, quote, quote_path};
 
 /// The advice in error messages about cells that cannot become model inputs.
@@ -153,25 +153,30 @@ impl SequenceTable {
         Ok((label, features))
     }
 
-    /// Returns the column with the time stamps of the rows: the one named `time`, or by default the
-    /// first column of time stamps; `None` if there is none or `time` is `none`.
+    /// Returns the time stamps of the rows, and their columns as `--time` takes them: those named
+    /// `time`, or by default the first column of time stamps, with the times of day if it has days
+    /// that repeat. `None` if there are none or `time` is `none`.
     ///
     /// # Errors
     /// If the rows of a sequence are not in the order of time.
-    pub fn time_axis(&self, time: Option<&str>) -> Result<Option<(usize, TimeAxis)>> {
-        let column = match time {
-            Some("none") => None,
-            Some(name) => Some(self.find(name)?),
+    pub fn time_axis(&self, time: Option<&str>) -> Result<Option<(String, TimeAxis)>> {
+        let columns: Vec<_> = match time {
+            Some("none") => return Ok(None),
+            Some(names) => self.find_all(names)?,
             None => {
                 let columns = 0..self.csv.names.len();
-                let mut all = columns.filter(|&column| Some(column) != self.sequence);
-                all.find(|&column| TimeAxis::is_in(&self.csv, column))
+                let columns = columns.filter(|&column| Some(column) != self.sequence);
+                let groups: Vec<_> =
+                    self.sequences.iter().map(|rows| rows.clone().collect()).collect();
+                let all = TimeColumn::all(&self.csv, columns, &groups);
+                let Some(first) = all.first() else { return Ok(None) };
+                first.columns().collect()
             }
         };
-        let Some(column) = column else { return Ok(None) };
-        let axis = TimeAxis::of_sequences(&self.csv, column, &self.sequences);
+        let axis = TimeAxis::of_sequences(&self.csv, &columns, &self.sequences);
         let axis = axis.with_context(|| self.shown.clone())?;
-        Ok(axis.map(|axis| (column, axis)))
+        let keys: Vec<_> = columns.iter().map(|&column| self.csv.column_key(column)).collect();
+        Ok(axis.map(|axis| (keys.join(","), axis)))
     }
 
     /// Returns the name of a sequence.

@@ -25,7 +25,9 @@ pub fn decode(bytes: Vec<u8>) -> Result<String> {
         let line = text.split('\0').next().context("the text before it")?.lines().count().max(1);
         bail!("line {line} has a zero byte; save the file as UTF-8 text");
     }
-    Ok(text)
+    // Lines that end as on old Macs.
+    let is_old = text.contains('\r') && !text.contains('\n');
+    Ok(if is_old { text.replace('\r', "\n") } else { text })
 }
 
 #[cfg(test)]
@@ -47,6 +49,12 @@ mod tests {
         ] {
             assert_eq!(decode(bytes).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn lines_may_end_with_a_carriage_return_alone() {
+        assert_eq!(decode(b"a,b\r1,2\r".to_vec()).unwrap(), "a,b\n1,2\n");
+        assert_eq!(decode(b"a,b\r\n1,2\r\n".to_vec()).unwrap(), "a,b\r\n1,2\r\n");
     }
 
     #[test]

@@ -67,8 +67,8 @@ impl TimeAxis {
         notes: &mut Vec<String>,
     ) -> Result<Self> {
         let axis = Self::unordered(csv, column, rows.iter().map(|&row| csv.row(row)))?;
-        let name = quote(&csv.names[column.index]);
-        notes.extend(axis.check_order(&name, column.index, |at| csv.row(rows[at]))?);
+        let name = column.name(csv);
+        notes.extend(axis.check_order(&name, column, |at| csv.row(rows[at]))?);
         notes.extend(axis.gaps(&name));
         Ok(axis)
     }
@@ -79,46 +79,41 @@ impl TimeAxis {
     /// If a cell is no time stamp in the format of the others.
     fn unordered<'a>(
         csv: &CsvTable,
-        TimeColumn { index: column, format }: TimeColumn,
+        column: TimeColumn,
         rows: impl ExactSizeIterator<Item = CsvRow<'a>>,
     ) -> Result<Self> {
-        let name = quote(&csv.names[column]);
         let mut times = Vec::with_capacity(rows.len());
         for row in rows {
-            match (row.cell(column), format.parse(row.cell(column))) {
-                (_, Some(time)) => times.push(time),
-                ("", None) => bail!(
-                    "line {}: column {name} has no time stamp; expected one in every row, like the others \
-                     in the format {}",
-                    row.line,
-                    format.shown()
-                ),
-                (cell, None) => bail!(
-                    "line {}: {} in column {name} is no time stamp; expected {} as in other rows; remove the \
-                     row if it is not an observation",
-                    row.line,
-                    quote(cell),
-                    format.shown()
-                ),
-            }
+            times.push(column.time(csv, row)?);
         }
-        Ok(Self { times, is_time_of_day: format == TimeFormat::Time })
+        Ok(Self { times, is_time_of_day: column.format == TimeFormat::Time })
     }
 
-    /// Reads the column with the time stamps of a table's sequences, whose rows it must order.
-    /// Returns `None` if it has times of day only.
+    /// Reads the time stamps of a table's sequences, whose rows they must order, from a column, or
+    /// from one of days and one of times of day. Returns `None` if there are times of day only.
     ///
     /// # Errors
     /// If the column has no time stamps, or those of a sequence are not in ascending order.
     pub fn of_sequences(
         csv: &CsvTable,
-        column: usize,
+        columns: &[usize],
         sequences: &[Range<usize>],
     ) -> Result<Option<Self>> {
-        let name = quote(&csv.names[column]);
         let groups: Vec<Vec<usize>> = sequences.iter().map(|rows| rows.clone().collect()).collect();
-        let found = TimeColumn::new(csv, column, &groups);
-        let found = found.with_context(|| format!("column {name} has no time stamps"))?;
+        let found = match columns {
+            [column] => TimeColumn::new(csv, *column, &groups),
+            [day, time] => TimeColumn::joined(csv, *day, *time, &groups),
+            _ => None,
+        };
+        let names = || columns.iter().map(|&column| quote(&csv.names[column]));
+        let found = found.with_context(|| match columns.len() {
+            1 => format!("column {} has no time stamps", names().collect::<String>()),
+            _ => format!(
+                "{} are not a column of days and one of times of day",
+                names().collect::<Vec<_>>().join(" and ")
+            ),
+        })?;
+        let name = found.name(csv);
         let axis = Self::unordered(csv, found, csv.rows())?;
         if axis.is_time_of_day {
             return Ok(None);
@@ -130,8 +125,8 @@ impl TimeAxis {
                 "line {}: {} comes after {} in column {name}; expected the rows of a sequence in the order of time, \
                  or --time none",
                 csv.row(row).line,
-                quote(csv.row(row).cell(column)),
-                quote(csv.row(row - 1).cell(column))
+                found.cell(csv.row(row)),
+                found.cell(csv.row(row - 1))
             );
         }
         Ok(Some(axis))
@@ -141,11 +136,11 @@ impl TimeAxis {
     fn check_order<'a>(
         &self,
         name: &str,
-        column: usize,
+        column: TimeColumn,
         row_at: impl Fn(usize) -> CsvRow<'a>,
     ) -> Result<Option<String>> {
         let pairs = || (1..).zip(self.times.windows(2));
-        let cell = |row: usize| quote(row_at(row).cell(column));
+        let cell = |row: usize| column.cell(row_at(row));
         // A new day begins at midnight.
         let is_back = |pair: &[NaiveDateTime]| pair[1] < pair[0] && !self.is_time_of_day;
         if let Some((row, _)) = pairs().find(|(_, pair)| is_back(pair)) {
@@ -242,6 +237,8 @@ fn formats_of(csv: &CsvTable, column: usize) -> Vec<TimeFormat> {
 pub struct TimeColumn {
     index: usize,
     format: TimeFormat,
+    /// The column with the times of day, if the first has days only.
+    time_of_day: Option<usize>,
 }
 
 impl TimeColumn {
@@ -249,8 +246,9 @@ impl TimeColumn {
     /// `None` if the column holds no time stamps.
     pub fn new(csv: &CsvTable, index: usize, groups: &[Vec<usize>]) -> Option<Self> {
         let formats = formats_of(csv, index);
+        let time_of_day = None;
         if formats.len() < 2 {
-            return formats.first().map(|&format| Self { index, format });
+            return formats.first().map(|&format| Self { index, format, time_of_day });
         }
         // 03/04/2024 may be in March or in April: later rows, or their order, tell.
         let format = formats.into_iter().min_by_key(|format| {
@@ -264,7 +262,104 @@ impl TimeColumn {
             }
             (Reverse(count), longest)
         });
-        format.map(|format| Self { index, format })
+        format.map(|format| Self { index, format, time_of_day })
+    }
+
+    /// Joins a column of days with one of times of day. Returns `None` if they are not.
+    fn joined(csv: &CsvTable, day: usize, time: usize, groups: &[Vec<usize>]) -> Option<Self> {
+        let [day, time] = [day, time].map(|column| Self::new(csv, column, groups));
+        let (day, time) = (day?, time?);
+        let fits = day.has_days_only(csv) && time.format == TimeFormat::Time;
+        fits.then_some(Self { time_of_day: Some(time.index), ..day })
+    }
+
+    /// Returns the time stamps among `columns`. Days that repeat from row to row are joined with
+    /// the first column of times of day.
+    pub fn all(
+        csv: &CsvTable,
+        columns: impl Iterator<Item = usize>,
+        groups: &[Vec<usize>],
+    ) -> Vec<Self> {
+        let mut all: Vec<_> = columns.filter_map(|column| Self::new(csv, column, groups)).collect();
+        let Some(time) = all.iter().find(|column| column.format == TimeFormat::Time).copied()
+        else {
+            return all;
+        };
+        let repeats = |day: usize| {
+            let cell = |row: usize| csv.row(row).cell(day);
+            groups.iter().any(|rows| rows.windows(2).any(|pair| cell(pair[0]) == cell(pair[1])))
+        };
+        if let Some(day) = all.iter_mut().find(|day| day.has_days_only(csv) && repeats(day.index)) {
+            day.time_of_day = Some(time.index);
+            all.retain(|column| column.index != time.index);
+        }
+        all
+    }
+
+    /// Returns the columns, those of days first.
+    pub fn columns(self) -> impl Iterator<Item = usize> {
+        [Some(self.index), self.time_of_day].into_iter().flatten()
+    }
+
+    /// Returns true if the cells have days without a time.
+    fn has_days_only(self, csv: &CsvTable) -> bool {
+        let is_midnight =
+            |cell: &str| self.format.parse(cell).is_none_or(|time| time.time() == NaiveTime::MIN);
+        matches!(self.format, TimeFormat::Day(_)) && cells(csv, self.index).all(is_midnight)
+    }
+
+    /// Returns the quoted names of the columns.
+    fn name(self, csv: &CsvTable) -> String {
+        let names = self.columns().map(|column| quote(&csv.names[column]));
+        names.collect::<Vec<_>>().join(" and ")
+    }
+
+    /// Returns the quoted cells of a row.
+    fn cell(self, row: CsvRow<'_>) -> String {
+        let cells: Vec<_> = self.columns().map(|column| row.cell(column)).collect();
+        quote(&cells.join(" "))
+    }
+
+    /// Returns the time of a row.
+    ///
+    /// # Errors
+    /// If a cell is no time stamp in the format of the others.
+    fn time(self, csv: &CsvTable, row: CsvRow<'_>) -> Result<NaiveDateTime> {
+        let time = parse(csv, row, self.index, self.format)?;
+        match self.time_of_day {
+            None => Ok(time),
+            Some(column) => {
+                let of_day = parse(csv, row, column, TimeFormat::Time)?;
+                Ok(time.date().and_time(of_day.time()))
+            }
+        }
+    }
+}
+
+/// Returns the time of a cell.
+fn parse(
+    csv: &CsvTable,
+    row: CsvRow<'_>,
+    column: usize,
+    format: TimeFormat,
+) -> Result<NaiveDateTime> {
+    let name = || quote(&csv.names[column]);
+    match (row.cell(column), format.parse(row.cell(column))) {
+        (_, Some(time)) => Ok(time),
+        ("", None) => bail!(
+            "line {}: column {} has no time stamp; expected one in every row, like the others in the format {}",
+            row.line,
+            name(),
+            format.shown()
+        ),
+        (cell, None) => bail!(
+            "line {}: {} in column {} is no time stamp; expected {} as in other rows; remove the row if it is not an \
+             observation",
+            row.line,
+            quote(cell),
+            name(),
+            format.shown()
+        ),
     }
 }
 
@@ -387,6 +482,31 @@ mod tests {
         assert_eq!(times(&summer).len(), 3);
         // Times of day begin again each day.
         assert_eq!(times(&["23:00", "00:00", "01:00"]).len(), 3);
+    }
+
+    #[test]
+    fn days_that_repeat_are_joined_with_times_of_day() {
+        let read = |text: &str| -> Result<TimeAxis> {
+            let file = tempfile::NamedTempFile::new()?;
+            std::fs::write(file.path(), text)?;
+            let csv = CsvTable::read(file.path(), CsvOptions::default())?;
+            let rows: Vec<_> = (0..csv.rows().len()).collect();
+            let columns = TimeColumn::all(&csv, 0..2, std::slice::from_ref(&rows));
+            let axis = TimeAxis::find(&csv, &columns, &rows, &mut Vec::new())?;
+            axis.context("no time stamps")
+        };
+        let text = "date,time,v\n01.02.2024,22:30,1\n01.02.2024,23:30,2\n02.02.2024,00:30,3\n";
+        let axis = read(text).unwrap();
+        let shown = |at: usize| axis.times[at].format("%Y-%m-%d %H:%M").to_string();
+        assert_eq!([shown(0), shown(2)], ["2024-02-01 22:30", "2024-02-02 00:30"]);
+        let message = causes(&read(&text.replace("23:30", "21:30")).err().unwrap());
+        assert!(message.contains("line 3: `01.02.2024 21:30` comes after"), "{message}");
+        assert!(message.contains("in column `date` and `time`"), "{message}");
+        let message = causes(&read(&text.replace("23:30", "late")).err().unwrap());
+        assert!(message.contains("line 3: `late` in column `time` is no time stamp"), "{message}");
+        // Times of day beside days that do not repeat are something else.
+        let axis = read("date,time,v\n2024-02-01,22:30,1\n2024-02-02,21:30,2\n").unwrap();
+        assert_eq!(axis.times[1].time(), NaiveTime::MIN);
     }
 
     #[test]

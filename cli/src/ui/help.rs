@@ -56,7 +56,7 @@ option("window", "ROWS", "Cut sequences into windows of ROWS rows").rare().more(
          batch (--batch) reads another part. With a label per sequence: each window is an example with the label of \
          its last row. The end of a file with one sequence is held out."),
 option("stride", "ROWS", "Rows between two windows [default: the window]").rare().more("With a label per row, at most the window: each update has STRIDE new rows, and gradients flow through a window."),
-option("time", "COLUMN|none", "Column with time stamps: the latest sequences are held out").rare().more("Default: the first column of time stamps. none: the held-out sequences are drawn. The rows of a sequence \
+option("time", "COLUMN|none", "Column with time stamps: the latest sequences are held out").rare().more("Default: the first column of time stamps. date,time: days in one column, times of day in another. none: the held-out sequences are drawn. The rows of a sequence \
          must be in the order of time."),
 option("label", "COLUMN", "Column with the labels [default: the last]").more("An empty cell is no label. NA, null and none are classes like any other, and no number."),
 option("features", "COLUMN,…", "Input columns [default: all others]"),

@@ -30,7 +30,7 @@ fn forecast(csv: &str) -> Vec<&str> {
 fn tables_in_other_forms_give_the_same_numbers() {
     let comma = |value: f64| format!("{value:.1}").replace('.', ",");
     let text = plain();
-    let files: [(&str, Vec<u8>, &[&str]); 6] = [
+    let files: [(&str, Vec<u8>, &[&str]); 9] = [
         ("plain.csv", text.clone().into(), &[]),
         (
             "german.csv",
@@ -46,6 +46,13 @@ fn tables_in_other_forms_give_the_same_numbers() {
             format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect(),
             &[],
         ),
+        (
+            "single.csv",
+            series("'date','sales'", |day, value| format!("'{day}','{value:.1}'")).into(),
+            &["cells are quoted by `'`"],
+        ),
+        ("sep.csv", format!("sep=;\r\n{}", text.replace(',', ";")).into(), &[]),
+        ("mac.csv", text.replace('\n', "\r").into(), &[]),
         (
             "tabs.csv",
             series("date\tsales", |day, value| format!("{}\t{value:.1}", day.format("%m/%d/%Y")))

@@ -176,7 +176,6 @@ impl TrainArgs {
         if holdout.latest(train, &axis).is_none() {
             return Ok(None);
         }
-        let column = train.csv.column_key(column);
         log(format_args!(
             "the sequences that start last, by column {}, are held out; --time none draws them",
             quote(&column)
