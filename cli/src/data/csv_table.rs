@@ -36,22 +36,6 @@ pub struct CsvOptions {
 }
 
 impl CsvOptions {
-    /// Returns options that leave nothing to judge.
-    pub fn decided(
-        delimiter: char,
-        numbers: NumberFormat,
-        header: bool,
-        missing: Vec<String>,
-    ) -> Self {
-        Self {
-            delimiter: Some(delimiter as u8),
-            decimal: Some(numbers.decimal),
-            thousands: numbers.thousands,
-            header: Some(header),
-            missing,
-        }
-    }
-
     fn is_missing(&self, cell: &str) -> bool {
         MISSING.iter().any(|word| cell.eq_ignore_ascii_case(word))
             || self.missing.iter().any(|word| cell == word)
@@ -357,6 +341,11 @@ impl CsvTable {
     /// Returns true if `--missing` was given.
     pub fn has_missing_option(&self) -> bool {
         !self.options.missing.is_empty()
+    }
+
+    /// Returns the further words for a missing value.
+    pub fn missing_words(&self) -> &[String] {
+        &self.options.missing
     }
 
     /// Returns the number in a cell, or `None` if it is missing. `advice` becomes part of the error

@@ -7,14 +7,13 @@ use anyhow::{Result, bail, ensure};
 use gru_wgpu::Example;
 use serde::{Deserialize, Serialize};
 
-use crate::data::csv_table::CsvOptions;
 use crate::data::example_set::ExampleSet;
 use crate::data::features::{Feature, Per, SequenceTask, Task, WindowSettings};
 use crate::data::fingerprint::{canonical, check_fingerprint};
 use crate::data::holdout::HoldOut;
 use crate::data::labels::LabelReader;
-use crate::data::numbers::{NumberFormat, point};
 use crate::data::table::SequenceTable;
+use crate::data::table_options::TableFormat;
 
 /// The files of the sequences, their CSV options, and the fraction to hold out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,30 +29,12 @@ pub struct SequenceSource {
     /// are drawn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<String>,
-    pub delimiter: char,
-    #[serde(default = "point")]
-    pub decimal: char,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub thousands: Option<char>,
-    pub header: bool,
-    /// Cells that stand for a missing value.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub missing: Vec<String>,
     /// Fingerprint of the files' bytes.
     pub fingerprint: String,
+    pub format: TableFormat,
 }
 
 impl SequenceSource {
-    /// Returns the CSV options for its files and for files to predict.
-    pub fn options(&self) -> CsvOptions {
-        CsvOptions::decided(self.delimiter, self.numbers(), self.header, self.missing.clone())
-    }
-
-    /// Returns the marks in numbers.
-    pub fn numbers(&self) -> NumberFormat {
-        NumberFormat { decimal: self.decimal, thousands: self.thousands }
-    }
-
     /// Returns the paths of the files.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         [Some(&self.train), self.valid.as_ref()].into_iter().flatten().map(PathBuf::as_path)
@@ -94,7 +75,7 @@ impl SequenceSplit {
     /// Reads the files and splits them. `seed` draws the held-out sequences.
     pub fn read(source: &SequenceSource, task: SequenceTask<'_>, seed: u64) -> Result<Self> {
         let sequence = task.columns.sequence.as_deref();
-        let train = SequenceTable::read_with(&source.train, source.options(), sequence)?;
+        let train = SequenceTable::read_with(&source.train, source.format.options(), sequence)?;
         Self::new(train, source, task, seed)
     }
 
@@ -107,7 +88,7 @@ impl SequenceSplit {
     ) -> Result<Self> {
         if let Some(path) = &source.valid {
             let sequence = task.columns.sequence.as_deref();
-            let valid = SequenceTable::read_with(path, source.options(), sequence)?;
+            let valid = SequenceTable::read_with(path, source.format.options(), sequence)?;
             let (train_sequences, valid_sequences) =
                 (train.sequences.clone(), valid.sequences.clone());
             let valid = Some(valid);

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::data::csv_table::{CsvOptions, CsvTable, printable};
-use crate::data::numbers::{NumberFormat, point};
+use crate::data::table_options::TableFormat;
 use crate::data::time_axis::{TimeAxis, TimeColumn};
 use crate::ui::output::{log, quote, quote_path};
 
@@ -24,30 +24,9 @@ pub struct SeriesSource {
     /// The key of the column that names the series of each row, if there are several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub series: Option<String>,
-    pub delimiter: char,
-    #[serde(default = "point")]
-    pub decimal: char,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub thousands: Option<char>,
-    pub header: bool,
-    /// A cell that stands for a missing value.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub missing: Option<String>,
     /// Fingerprint of the file's bytes.
     pub fingerprint: String,
-}
-
-impl SeriesSource {
-    /// Returns the CSV options for its file and for files to predict from.
-    pub fn options(&self) -> CsvOptions {
-        let missing = self.missing.iter().cloned().collect();
-        CsvOptions::decided(self.delimiter, self.numbers(), self.header, missing)
-    }
-
-    /// Returns the marks in numbers.
-    pub fn numbers(&self) -> NumberFormat {
-        NumberFormat { decimal: self.decimal, thousands: self.thousands }
-    }
+    pub format: TableFormat,
 }
 
 /// The series of a file.
@@ -58,10 +37,8 @@ pub struct SeriesTable {
     pub keys: Vec<String>,
     /// The key of the column that names the series of each row. `None` if the file has one series.
     pub series_column: Option<String>,
-    /// How the file is read.
-    pub delimiter: char,
-    pub numbers: NumberFormat,
-    pub has_header: bool,
+    /// How the file was read.
+    pub format: TableFormat,
     /// The series, at least one, in the order in which they begin.
     pub series: Vec<Series>,
 }
@@ -134,9 +111,8 @@ impl SeriesTable {
         let names = chosen.iter().map(|&column| csv.names[column].clone()).collect();
         let keys = chosen.iter().map(|&column| csv.column_key(column)).collect();
         let series_column = column.map(|column| csv.column_key(column));
-        let CsvTable { delimiter, numbers, has_header, .. } = csv;
-        let delimiter = char::from(delimiter);
-        Ok(Self { names, keys, series_column, delimiter, numbers, has_header, series })
+        let format = TableFormat::of(&csv);
+        Ok(Self { names, keys, series_column, format, series })
     }
 
     /// Returns the name of the target column.

@@ -1,8 +1,9 @@
 //! [`TableArgs`]: the options that say how the text of a table is read.
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 
-use crate::data::csv_table::CsvOptions;
+use crate::data::csv_table::{CsvOptions, CsvTable};
 use crate::data::numbers::{NumberFormat, THOUSANDS};
 use crate::ui::arguments::yes_or_no;
 
@@ -35,16 +36,58 @@ impl TableArgs {
     }
 }
 
-/// Checks that a table's characters in config.toml are valid on the command line.
-pub fn check_marks(character: char, numbers: NumberFormat) -> Result<()> {
-    let text = |character: char| character.to_string();
-    delimiter(&text(character)).context("data.delimiter")?;
-    decimal(&text(numbers.decimal)).context("data.decimal")?;
-    if let Some(mark) = numbers.thousands {
-        thousands(&text(mark)).context("data.thousands")?;
-        ensure!(mark != numbers.decimal, "data.decimal and data.thousands are the same mark");
+/// How the text of a run's tables is read: what was given, or judged on the first of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableFormat {
+    pub delimiter: char,
+    pub decimal: char,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thousands: Option<char>,
+    pub header: bool,
+    /// Further words for a missing value.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
+}
+
+impl TableFormat {
+    /// Returns how a table was read.
+    pub fn of(csv: &CsvTable) -> Self {
+        let NumberFormat { decimal, thousands } = csv.numbers;
+        Self {
+            delimiter: char::from(csv.delimiter),
+            decimal,
+            thousands,
+            header: csv.has_header,
+            missing: csv.missing_words().to_vec(),
+        }
     }
-    Ok(())
+
+    /// Returns options that leave nothing to judge.
+    pub fn options(&self) -> CsvOptions {
+        CsvOptions {
+            delimiter: Some(self.delimiter as u8),
+            decimal: Some(self.decimal),
+            thousands: self.thousands,
+            header: Some(self.header),
+            missing: self.missing.clone(),
+        }
+    }
+
+    /// Checks that the characters in config.toml are valid on the command line.
+    pub fn check(&self) -> Result<()> {
+        let text = |character: char| character.to_string();
+        delimiter(&text(self.delimiter)).context("data.format.delimiter")?;
+        decimal(&text(self.decimal)).context("data.format.decimal")?;
+        if let Some(mark) = self.thousands {
+            thousands(&text(mark)).context("data.format.thousands")?;
+            ensure!(
+                mark != self.decimal,
+                "data.format.thousands: expected another mark than data.format.decimal"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// Parses a decimal mark.

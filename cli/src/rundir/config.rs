@@ -20,7 +20,7 @@ pub trait RunConfig: Serialize + DeserializeOwned {
     /// The command that created the run.
     const COMMAND: &'static str;
 
-    /// Table headers of the file in order, with the comment above each.
+    /// Table headers of the file, with the comment above the first of each.
     const COMMENTS: &'static [(&'static str, &'static str)];
 
     /// Checks that every value is valid. Errors start with the key.
@@ -30,12 +30,13 @@ pub trait RunConfig: Serialize + DeserializeOwned {
     fn write(&self, path: &Path) -> Result<()> {
         let text = toml::to_string(self).context("cannot write the settings as TOML")?;
         let command = Self::COMMAND;
-        let mut comments = Self::COMMENTS.iter().peekable();
+        let mut comments = Self::COMMENTS.to_vec();
         let mut commented = format!(
             "# A run of `{command}`. `gru predict` and `{command} --resume` read this file.\n"
         );
         for line in text.lines() {
-            if let Some((_, comment)) = comments.next_if(|(head, _)| *head == line) {
+            if let Some(at) = comments.iter().position(|(head, _)| *head == line) {
+                let (_, comment) = comments.remove(at);
                 commented += &format!("# {comment}\n");
             }
             commented += &format!("{line}\n");

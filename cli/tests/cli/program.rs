@@ -282,7 +282,7 @@ fn a_forecast_run_folder_is_not_overwritten_or_mixed_up() {
         ("scales = [", "scales = [1.0, ", "series.scales: expected 1 numbers, one for each of"),
         ("[[series]]", "[[series]]\nname = \"a\"", "series.name: expected none, because"),
         ("epochs = 3", "epochs = 0", "training.epochs = 0: expected a whole number of at least 1"),
-        ("delimiter = \",\"", "delimiter = \"λ\"", "data.delimiter: expected one of"),
+        ("delimiter = \",\"", "delimiter = \"λ\"", "data.format.delimiter: expected one of"),
         ("learning_rate = 0.01", "learning_rate = nan", "training.learning_rate = NaN: expected"),
     ] {
         assert!(config.contains(from), "{config}");

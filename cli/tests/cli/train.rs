@@ -458,7 +458,7 @@ fn a_run_folder_is_not_overwritten_or_mixed_up() {
         ("mean = ", "mean = nan\n# ", "column `level`: features.mean = NaN: expected a finite"),
         ("mean = ", "average = ", "features: expected the keys column, mean and deviation, or"),
         ("words = [", "words = [\"z\", ", "column `sign`: features.words: expected sorted words"),
-        ("delimiter = \",\"", "delimiter = \"ł\"", "data.delimiter: expected one of"),
+        ("delimiter = \",\"", "delimiter = \"ł\"", "data.format.delimiter: expected one of"),
         ("holdout = 0.1", "holdout = inf", "data.holdout = inf: expected a number between"),
         ("epochs = 1", "epochs = 0", "training.epochs = 0: expected a whole number of at least 1"),
         ("batch = 4", "batch = 0", "training.batch = 0: expected a whole number of at least 1"),

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::fingerprint::{canonical, check_fingerprint};
 use crate::data::series::{Series, SeriesSource, SeriesTable};
-use crate::data::table_options::check_marks;
 use crate::data::windows::{WindowSizes, Windows};
 use crate::rundir::config::{self, RunConfig, check_size, check_value};
 use crate::rundir::settings::{self, ResumableSettings, SettingsChange, TrainingSettings};
@@ -91,6 +90,7 @@ impl RunConfig for ForecastConfig {
 
     const COMMENTS: &'static [(&'static str, &'static str)] = &[
         ("[data]", "The file of the series."),
+        ("[data.format]", "How the text of the tables is read."),
         ("[windows]", "The sizes of a window, in rows. season is only for the baselines."),
         (
             "[[series]]",
@@ -129,7 +129,7 @@ impl RunConfig for ForecastConfig {
                 .iter()
                 .try_for_each(|scale| check_value("series.scales", scale, positive::<f64>))?;
         }
-        check_marks(self.data.delimiter, self.data.numbers())?;
+        self.data.format.check()?;
         check_size("model.hidden", self.model.hidden)?;
         self.layout().context("[model] and windows.horizon")?;
         check_size("training.batch", self.training.batch)?;
@@ -151,7 +151,7 @@ impl ForecastConfig {
     /// Reads the run's columns from a file.
     pub fn table(&self, csv: &Path) -> Result<SeriesTable> {
         let SeriesSource { columns, series, .. } = &self.data;
-        SeriesTable::read_columns(csv, series.as_deref(), self.data.options(), |csv, _| {
+        SeriesTable::read_columns(csv, series.as_deref(), self.data.format.options(), |csv, _| {
             columns.iter().map(|name| csv.find(name)).collect()
         })
     }

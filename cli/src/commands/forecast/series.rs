@@ -98,19 +98,8 @@ impl TrainingRun for ForecastRun {
 
     fn data_note(&self) -> String {
         let ForecastConfig { data, windows, series: scales, .. } = &self.config;
-        let SeriesSource {
-            csv: _,
-            columns,
-            series,
-            delimiter,
-            decimal,
-            thousands,
-            header,
-            missing,
-            fingerprint,
-        } = data;
-        let marks = (delimiter, decimal, thousands);
-        format!("{:?}", (fingerprint, columns, series, marks, header, missing, windows, scales))
+        let SeriesSource { csv: _, columns, series, fingerprint, format } = data;
+        format!("{:?}", (fingerprint, columns, series, format, windows, scales))
     }
 
     /// Names each example by the first row that it forecasts, counted without the header, and with

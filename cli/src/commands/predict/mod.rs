@@ -81,7 +81,7 @@ pub fn run(arguments: &PredictArgs, kind: DeviceKind, out: &mut impl Write) -> R
     let params = folder.read_model(SequenceRun::KEPT, config::TRAIN)?;
     folder.check_layout(&params, &config.layout()?)?;
     let sequence = config.columns.sequence.as_deref();
-    let table = SequenceTable::read_with(csv, config.data.options(), sequence)?;
+    let table = SequenceTable::read_with(csv, config.data.format.options(), sequence)?;
     let table = table.with_advice(CellAdvice::PREDICT);
     ensure!(
         !probabilities || config.columns.numeric.is_none(),

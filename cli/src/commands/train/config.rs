@@ -12,7 +12,6 @@ use crate::data::features::{
 };
 use crate::data::outputs::Reader;
 use crate::data::sequences::SequenceSource;
-use crate::data::table_options::check_marks;
 use crate::rundir::config::{self, RunConfig, check_size, check_value};
 use crate::rundir::settings::{
     self, ResumableSettings, ResumeOverrides, SettingsChange, TrainingSettings,
@@ -181,6 +180,7 @@ impl RunConfig for TrainConfig {
 
     const COMMENTS: &'static [(&'static str, &'static str)] = &[
         ("[data]", "The training set and the validation set."),
+        ("[data.format]", "How the text of the tables is read."),
         (
             "[columns]",
             "The column with the sequence's name, the column with the labels, and the classes.",
@@ -211,7 +211,7 @@ impl RunConfig for TrainConfig {
         if let Some(holdout) = self.data.holdout {
             check_value("data.holdout", holdout, fraction)?;
         }
-        check_marks(self.data.delimiter, self.data.numbers())?;
+        self.data.format.check()?;
         let LabelColumns { classes, numeric, .. } = &self.columns;
         match (self.task, numeric) {
             (Task::Regress, Some(NumericLabel { mean, deviation, .. })) => {

@@ -23,7 +23,7 @@ use crate::data::holdout::HoldOut;
 use crate::data::labels::{self, LabelReader};
 use crate::data::sequences::{SequenceSource, SequenceSplit};
 use crate::data::table::SequenceTable;
-use crate::data::table_options::TableArgs;
+use crate::data::table_options::{TableArgs, TableFormat};
 use crate::data::time_axis::TimeAxis;
 use crate::rundir::checkpoints::{CheckpointInterval, interval};
 use crate::rundir::config::RunConfig;
@@ -266,12 +266,8 @@ impl TrainArgs {
             valid: valid.as_deref().map(canonical).transpose()?,
             holdout: valid.is_none().then_some(columns.holdout),
             time,
-            delimiter: char::from(train.csv.delimiter),
-            decimal: train.csv.numbers.decimal,
-            thousands: train.csv.numbers.thousands,
-            header: train.csv.has_header,
-            missing: columns.missing.clone(),
             fingerprint: fingerprint([Some(csv), valid.as_deref()])?,
+            format: TableFormat::of(&train.csv),
         })
     }
 }

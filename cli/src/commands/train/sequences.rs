@@ -70,29 +70,9 @@ impl TrainingRun for SequenceRun {
     }
 
     fn data_note(&self) -> String {
-        let SequenceSource {
-            holdout,
-            time,
-            delimiter,
-            decimal,
-            thousands,
-            header,
-            missing,
-            fingerprint,
-            ..
-        } = &self.config.data;
-        let missing = match &missing[..] {
-            [] => String::new(),
-            words => format!(" missing={words:?}"),
-        };
-        let windows = match self.config.windows {
-            None => String::new(),
-            Some(WindowSettings { window, stride }) => format!(" window={window} stride={stride}"),
-        };
-        format!(
-            "{fingerprint} holdout={holdout:?} time={time:?} delimiter={delimiter:?} decimal={decimal:?} \
-             thousands={thousands:?} header={header}{missing}{windows}"
-        )
+        let SequenceSource { holdout, time, fingerprint, format, .. } = &self.config.data;
+        let windows = &self.config.windows;
+        format!("{:?}", (fingerprint, holdout, time, format, windows))
     }
 
     fn name_examples(&self, examples: &[usize]) -> String {
