@@ -20,14 +20,9 @@ pub struct NumberFormat {
     pub thousands: Option<char>,
 }
 
-/// The decimal mark of most files.
-pub fn point() -> char {
-    '.'
-}
-
 impl Default for NumberFormat {
     fn default() -> Self {
-        Self { decimal: point(), thousands: None }
+        Self { decimal: '.', thousands: None }
     }
 }
 
