@@ -66,7 +66,11 @@ fn main() -> Result<()> {
         }
         Trainer::from_checkpoint(last, &device)?
     } else {
-        fresh(60 * trainer_config.updates(train.len(), 1), trainer_config, &device)?
+        fresh(
+            60 * trainer_config.updates(&train, &Loss::cross_entropy(), 1),
+            trainer_config,
+            &device,
+        )?
     };
     trainer.run(&train, &valid, |trainer, event| {
         if let Event::Epoch { epoch, loss, validation: Some(now), is_best } = event {

@@ -41,8 +41,12 @@ impl Carry {
     /// Checks that a model can carry states from window to window.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if it reads sequences from their end.
+    /// [`Error::Conflict`] if it reads sequences from their end, and [`Error::ZeroSize`] if the
+    /// windows do not advance.
     pub fn check(data: &(impl Dataset + ?Sized), config: &GruConfig) -> Result<()> {
+        if data.stride() == Some(0) {
+            return Err(Error::ZeroSize { what: "the stride of windows" });
+        }
         if data.stride().is_some() && config.direction != Direction::Forward {
             return Err(Error::Conflict {
                 what: "states carried from window to window and a GRU with a reverse direction",

@@ -72,12 +72,6 @@ impl TrainerConfig {
         }
         Ok(())
     }
-
-    /// Returns the number of updates in an epoch of `examples` examples, with `accumulation`
-    /// batches per update.
-    pub fn updates(&self, examples: usize, accumulation: usize) -> u64 {
-        examples.div_ceil(self.batch.max(1)).div_ceil(accumulation.max(1)) as u64
-    }
 }
 
 /// The order of the examples within an epoch.

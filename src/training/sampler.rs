@@ -128,6 +128,20 @@ impl BatchSampler {
     }
 }
 
+impl TrainerConfig {
+    /// Returns the number of updates in an epoch over `data`, for a schedule: its examples that have
+    /// a target for `loss`, with `accumulation` batches per update. For windows whose states are
+    /// carried, that of the first epoch: which batches have no target may differ from epoch to
+    /// epoch.
+    pub fn updates(&self, data: &(impl Dataset + ?Sized), loss: &Loss, accumulation: usize) -> u64 {
+        let mut sampler = BatchSampler::new(data, self, loss);
+        if sampler.is_empty() || self.batch == 0 {
+            return 0;
+        }
+        sampler.batches(data, 0).len().div_ceil(accumulation.max(1)) as u64
+    }
+}
+
 /// Returns the batches of a validation set, in order, of at most `rows` rows. Row b of a batch of
 /// windows continues row b of the batch before, except where a sequence starts.
 pub(super) fn validation_batches(data: &(impl Dataset + ?Sized), rows: usize) -> Vec<Vec<usize>> {
@@ -311,5 +325,17 @@ mod tests {
             vec![vec![2, 0, 6], vec![3, 1], vec![4], vec![5], vec![7, 10], vec![8], vec![9]];
         assert_eq!(validation_batches(&data, 3), expected);
         assert_eq!(validation_batches(&examples(&[3, 1, 2]), 2), [vec![0, 1], vec![2]]);
+    }
+
+    /// A schedule is stretched over the updates that are made.
+    #[test]
+    fn examples_without_targets_make_no_updates() {
+        let loss = Loss::CrossEntropy { ignore: Some(9) };
+        let config = TrainerConfig::new(2, 2);
+        let all = examples(&[3, 9, 9, 4, 9, 5, 9]);
+        assert_eq!((config.updates(&all, &loss, 1), config.updates(&all, &loss, 2)), (2, 1));
+        assert_eq!(config.updates(&examples(&[9, 9]), &loss, 1), 0);
+        let data = windows(&[5, 1, 9, 3]);
+        assert_eq!(TrainerConfig::new(1, 4).updates(&data, &Loss::cross_entropy(), 1), 5);
     }
 }

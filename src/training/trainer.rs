@@ -96,8 +96,8 @@ impl Trainer {
         Ok(Self { learner, config, progress, best, data, carried, metrics_every: METRICS_EVERY })
     }
 
-    /// Sets the states `[L·D, B, H]` that the next batch of windows continues from; see
-    /// [`Dataset::stride`]. With `None` it starts from zeros.
+    /// Sets the states `[L·D, B, H]` that the next batch of windows continues from, those of a
+    /// checkpoint in the middle of an epoch; see [`Dataset::stride`].
     #[must_use]
     pub fn with_carried(self, states: impl Into<Option<Array3<f32>>>) -> Self {
         Self { carried: states.into().map(State::from_array), ..self }
@@ -195,6 +195,12 @@ impl Trainer {
         self.check(valid)?;
         let data = DataFingerprints { train: train.fingerprint(), valid: valid.fingerprint() };
         data.check(self.data.get_or_insert(data))?;
+        if train.stride().is_some() && self.progress.batch > 0 && self.carried.is_none() {
+            return Err(Error::Conflict {
+                what: "a run in the middle of an epoch of windows and no carried states",
+                why: "pass the checkpoint's carried states to Trainer::with_carried",
+            });
+        }
         while self.progress.epoch < self.config.epochs {
             if self.config.patience.is_some_and(|patience| self.progress.stale >= patience) {
                 return Ok(StopReason::EarlyStopping);

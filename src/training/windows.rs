@@ -98,8 +98,8 @@ impl SequenceWindows {
 
     /// Cuts sequences into windows for a head over the last state ([`Readout::LastState`]). The
     /// target of a window is that of its last step. Windows are independent examples, which start
-    /// from zeros and may overlap. Steps after the last whole window are left out. A sequence that
-    /// is shorter than a window is one window.
+    /// from zeros and may overlap. The last one ends at the last step of its sequence; steps before
+    /// the first whole window are left out. A sequence that is shorter than a window is one window.
     ///
     /// # Errors
     /// [`Error::ZeroSize`] if the window or the stride is 0.
@@ -120,13 +120,14 @@ impl SequenceWindows {
         }
         let lens = sequences.iter().map(|sequence| sequence.x.nrows()).enumerate();
         let of_sequence = |(sequence, len): (usize, usize)| {
-            let count = match readout {
+            let room = len.saturating_sub(window);
+            let (first, count) = match readout {
                 // One more window as long as steps remain after the last one.
-                Readout::EveryStep => len.saturating_sub(window).div_ceil(stride) + 1,
-                Readout::LastState => len.saturating_sub(window) / stride + 1,
+                Readout::EveryStep => (0, room.div_ceil(stride) + 1),
+                Readout::LastState => (room % stride, room / stride + 1),
             };
             (0..count).map(move |at| {
-                let start = at * stride;
+                let start = first + at * stride;
                 Window { sequence, steps: start..start.saturating_add(window).min(len) }
             })
         };
@@ -364,12 +365,12 @@ mod tests {
     #[test]
     fn a_window_with_one_target_has_that_of_its_last_step() {
         let windows = SequenceWindows::last_step(vec![sequence(8), sequence(2)], 5, 2).unwrap();
-        assert_eq!(starts_and_ends(&windows), [(0, 5), (2, 7), (0, 2)]);
+        assert_eq!(starts_and_ends(&windows), [(1, 6), (3, 8), (0, 2)]);
         assert_eq!((windows.stride(), windows.continues(1)), (None, false));
         let batch = windows.batch(&[1, 2]).unwrap();
         assert_eq!(batch.lengths.as_deref(), Some(&[5, 2][..]));
         let TargetArray::Masked { targets, .. } = batch.targets else { panic!("no mask") };
-        assert_eq!(*targets, TargetArray::from(ndarray::array![6, 1]));
+        assert_eq!(*targets, TargetArray::from(ndarray::array![7, 1]));
     }
 
     #[test]

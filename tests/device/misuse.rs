@@ -19,8 +19,8 @@ use gru_wgpu::{
     Activation, Batch, Bias, Buffers, Checkpoint, Clip, DataFingerprint, DataFingerprints, Device,
     DeviceKind, Direction, Error, Evaluation, Example, Gru, GruConfig, Head, Init, Layout, Learner,
     LearnerConfig, Loss, Network, Optimizer, OptimizerState, Order, OutputMut, ParamLayout, Params,
-    Recurrence, Reset, RunOptions, Schedule, Shape, Target, Trainer, TrainerConfig, TrainingBatch,
-    Update, check, reference, wgpu,
+    Recurrence, Reset, RunOptions, Schedule, SequenceWindows, Shape, Target, TargetArray, Targets,
+    Trainer, TrainerConfig, TrainingBatch, Update, check, reference, wgpu,
 };
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, IxDyn, s};
 use pollster::block_on;
@@ -340,11 +340,12 @@ fn settings(t: &mut Table) {
         });
         t.plain("TrainerConfig::updates", "of nothing and of much", || {
             let config = TrainerConfig::new(epochs, batch);
+            let one = vec![Example::new(Array2::zeros((1, 1)), Target::Class(0))];
+            let (none, loss) = (&one[..0], Loss::cross_entropy());
             (
-                config.updates(0, 0),
-                config.updates(HUGE, HUGE),
-                config.updates(HUGE, 1),
-                TrainerConfig::new(HUGE, 1).updates(HUGE, 1),
+                config.updates(none, &loss, 0),
+                config.updates(&one, &loss, HUGE),
+                TrainerConfig::new(HUGE, HUGE).updates(&one, &loss, 1),
             )
         });
     }
@@ -628,7 +629,8 @@ fn models(t: &mut Table, device: &Device, elsewhere: &Device) {
     t.row(
         "Gru::forward_from Gru::forward_train_from",
         "a state of another device",
-        Refused,
+        // A state in host memory fits every device.
+        if elsewhere.is_adapter() { Fine } else { Refused },
         || {
             foreign.forward_train_from(&state, &x).map(drop)?;
             foreign.forward_from(&state, &x)
@@ -949,6 +951,34 @@ fn learning(t: &mut Table, device: &Device) {
         learner.step(&x, values.view())
     });
     t.row("Learner::step", "nothing", Refused, || learner.step(&empty, &[][..]));
+    t.row(
+        "Network::forward_from Network::forward_from_async Network::advance Network::advance_async",
+        "of no state, then of one of another size",
+        Refused,
+        || {
+            let (_, state) = network.forward_from(None, &x)?;
+            let state = block_on(network.advance_async(Some(&state), &x))?;
+            let other = Array3::ones((4, 5, 3));
+            block_on(network.forward_from_async(Some(&state), &other)).map(drop)?;
+            network.advance(Some(&state), &other)
+        },
+    );
+    t.row(
+        "Learner::step_from Learner::step_from_async Network::evaluate_from Network::evaluate_from_async",
+        "values of a loss of classes",
+        Refused,
+        || {
+            let loss = Loss::cross_entropy();
+            block_on(learner.step_from_async(None, &x, values.view())).map(drop)?;
+            learner.step_from(None, &x, values.view()).map(drop)?;
+            block_on(network.evaluate_from_async(&loss, None, &x, values.view())).map(drop)?;
+            network.evaluate_from(&loss, None, &x, values.view())
+        },
+    );
+    t.row("Targets::with_mask", "of another shape", Refused, || {
+        let mask = ndarray::ArrayD::from_elem(vec![1, 2, 3], true);
+        learner.step(&x, Targets::from(&[0, 1][..]).with_mask(mask.view()))
+    });
     t.row("Learner::forward Learner::forward_async", "nothing", Refused, || {
         block_on(learner.forward_async(&empty)).map(drop)?;
         learner.forward(&empty)
@@ -1054,6 +1084,36 @@ fn trainers(t: &mut Table, device: &Device) {
         t.row("Trainer::evaluate", what, Refused, || trainer()?.evaluate(&[example]));
     }
     t.row("Trainer::run", "no examples", Refused, || trainer()?.run(&[], &[], go_on));
+    t.row("Example::with_mask", "of another length", Refused, || {
+        let steps = Example::new(Array2::ones((3, 3)), Target::Classes(vec![1; 3]));
+        trainer()?.run(&[steps.with_mask(vec![true])], &[], go_on)
+    });
+    t.row("TargetArray::with_mask TargetArray::view", "of another shape", Refused, || {
+        let targets = TargetArray::from(Array2::<f32>::ones((2, 1)));
+        let targets = targets.with_mask(Array2::from_elem((9, 9), true));
+        learner()?.step(&Array3::ones((3, 2, 3)), targets.view())
+    });
+    t.row(
+        "SequenceWindows::every_step SequenceWindows::last_step SequenceWindows::sequences \
+         SequenceWindows::window",
+        "nothing, and one target for all steps",
+        Refused,
+        || {
+            let one = || vec![good()];
+            for (window, stride) in [(0, 1), (1, 0), (1, 2)] {
+                assert!(SequenceWindows::every_step(one(), window, stride).is_err());
+            }
+            let windows = SequenceWindows::last_step(one(), HUGE, HUGE)?;
+            assert_eq!((windows.sequences().len(), windows.window(0)), (1, (0, 0..3)));
+            let none = SequenceWindows::every_step(Vec::new(), HUGE, HUGE)?;
+            assert!(trainer()?.run(&none, &none, go_on).is_err());
+            trainer()?.run(&windows, &windows, go_on)
+        },
+    );
+    t.row("Trainer::with_carried", "states that fit nothing", Back, || {
+        let states = Array3::from_elem((0, 7, 1), f32::NAN);
+        trainer()?.with_carried(states).run(&[good()], &[], go_on)
+    });
     t.row("Trainer::evaluate", "no examples", Back, || trainer()?.evaluate(&[]));
     t.row("Trainer::run", "NaN", Refused, || {
         trainer()?.run(

@@ -96,7 +96,7 @@ fn a_run_over_windows_carries_the_states() {
     for device in devices() {
         let sequence = sequence(23, 1);
         let data = SequenceWindows::every_step(vec![sequence.clone()], 6, 6).unwrap();
-        // One window a row: the epoch starts at the first window.
+        // By hand, from the first window to the last.
         let mut by_hand = learner(sgd(), &device);
         let mut by_arrays = learner(sgd(), &device);
         let mut state = None;

@@ -25,6 +25,8 @@ const MAX_MAGNITUDE: f64 = 1e300;
 pub struct CsvOptions {
     /// The delimiter between cells.
     pub delimiter: Option<u8>,
+    /// The quote around cells: `"` or `'`.
+    pub quote: Option<char>,
     /// The decimal mark, a point or a comma.
     pub decimal: Option<char>,
     /// The mark between groups of three digits.
@@ -176,7 +178,7 @@ impl CsvTable {
         let text = text::decode(bytes).with_context(|| format!("cannot read {shown}"))?;
         let (said, table) = separator_line(&text);
         let first_line = if said.is_some() { 2 } else { 1 };
-        let dialect = judge_dialect(table, options.delimiter.or(said), &shown);
+        let dialect = judge_dialect(table, &options, said, &shown);
         let delimiter = dialect.delimiter;
         let mut cells = match table.contains([char::from(delimiter), char::from(dialect.quote)]) {
             true => parse_showing(table, dialect, first_line, &shown).with_context(|| {
@@ -343,6 +345,11 @@ impl CsvTable {
         !self.options.missing.is_empty()
     }
 
+    /// Returns the quote that was given, `None` if it is judged.
+    pub fn quote_option(&self) -> Option<char> {
+        self.options.quote
+    }
+
     /// Returns the further words for a missing value.
     pub fn missing_words(&self) -> &[String] {
         &self.options.missing
@@ -407,16 +414,20 @@ fn parse_showing(text: &str, dialect: Dialect, first_line: u64, shown: &str) -> 
 
 /// Judges the quote, and the delimiter unless it is known: a comma if the text has none. Logs any
 /// other.
-fn judge_dialect(text: &str, known: Option<u8>, shown: &str) -> Dialect {
+fn judge_dialect(text: &str, options: &CsvOptions, said: Option<u8>, shown: &str) -> Dialect {
+    let known = options.delimiter.or(said);
     let quoted = |character: u8| quote(char::from(character).encode_utf8(&mut [0; 4]));
     let is_value = |cell: &str| cell.parse::<f64>().is_ok() || timestamps::is_date(cell);
     let delimiter = known.or_else(|| dialect::judge(text, is_value)).unwrap_or(b',');
     if delimiter != b',' && known.is_none() {
         log(format_args!("{shown}: the delimiter is {} (--delimiter)", quoted(delimiter)));
     }
+    if let Some(quote) = options.quote {
+        return Dialect { delimiter, quote: quote as u8 };
+    }
     let dialect = Dialect::with_delimiter(text, delimiter);
     if dialect.quote != b'"' {
-        log(format_args!("{shown}: cells are quoted by {}", quoted(dialect.quote)));
+        log(format_args!("{shown}: cells are quoted by {} (--quote)", quoted(dialect.quote)));
     }
     dialect
 }

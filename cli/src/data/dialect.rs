@@ -16,23 +16,14 @@ const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 const ROWS: usize = 200;
 
 impl Dialect {
-    /// Judges the quote of a table with this delimiter: `'` if cells begin and end with it and none
-    /// begins with `"`, else `"`.
+    /// Judges the quote of a table with this delimiter: `'` if every cell that begins with it also
+    /// ends with it in the same line, and none begins with `"`; else `"`.
     pub fn with_delimiter(text: &str, delimiter: u8) -> Self {
-        let first = |line: &str| line.chars().next();
-        let (mut opened, mut closed) = (0, 0);
-        for line in text.lines().take(ROWS) {
-            let pieces = line.split(char::from(delimiter)).map(str::trim);
-            if pieces.clone().any(|piece| first(piece) == Some('"')) {
-                return Self { delimiter, quote: b'"' };
-            }
-            for piece in pieces {
-                opened += usize::from(piece.starts_with('\''));
-                closed += usize::from(piece.len() > 1 && piece.ends_with('\''));
-            }
-        }
-        let quote = if opened > 0 && opened == closed { b'\'' } else { b'"' };
-        Self { delimiter, quote }
+        let is_single = text.contains('\'') && {
+            let quoted = text.lines().map(|line| single_quoted(line, char::from(delimiter)));
+            quoted.sum::<Option<usize>>().is_some_and(|count| count > 0)
+        };
+        Self { delimiter, quote: if is_single { b'\'' } else { b'"' } }
     }
 
     /// Returns a reader of rows without a header.
@@ -43,6 +34,45 @@ impl Dialect {
     }
 }
 
+/// Returns the number of cells of a line that are quoted by `'`, or `None` if a cell begins with `'`
+/// and does not end with it, or begins with `"`.
+fn single_quoted(line: &str, delimiter: char) -> Option<usize> {
+    let (mut rest, mut count) = (line, 0);
+    loop {
+        rest = rest.trim_start_matches(' ');
+        if rest.starts_with('"') {
+            return None;
+        }
+        if let Some(inner) = rest.strip_prefix('\'') {
+            let end = closing_quote(inner)?;
+            rest = inner[end + 1..].trim_start_matches(' ');
+            if !(rest.is_empty() || rest.starts_with(delimiter)) {
+                return None;
+            }
+            count += 1;
+        }
+        match rest.find(delimiter) {
+            Some(at) => rest = &rest[at + delimiter.len_utf8()..],
+            None => return Some(count),
+        }
+    }
+}
+
+/// Returns the place of the quote that ends a cell. Two quotes in a row are one inside it.
+fn closing_quote(inner: &str) -> Option<usize> {
+    let mut from = 0;
+    loop {
+        let at = from + inner[from..].find('\'')?;
+        if !inner[at + 1..].starts_with('\'') {
+            return Some(at);
+        }
+        from = at + 2;
+    }
+}
+
+/// The delimiters that `--delimiter` takes.
+pub const KNOWN: [u8; 6] = [b',', b';', b'|', b':', b' ', b'\t'];
+
 /// Splits a first line such as `sep=;`, which spreadsheets write, from the table after it. Returns
 /// the delimiter that it names.
 pub fn separator_line(text: &str) -> (Option<u8>, &str) {
@@ -50,7 +80,7 @@ pub fn separator_line(text: &str) -> (Option<u8>, &str) {
     let line = line.trim_end_matches('\r').trim_matches('"');
     let (name, delimiter) = line.split_at_checked(4).unwrap_or_default();
     match delimiter.as_bytes() {
-        [delimiter] if name.eq_ignore_ascii_case("sep=") && DELIMITERS.contains(delimiter) => {
+        [delimiter] if name.eq_ignore_ascii_case("sep=") && KNOWN.contains(delimiter) => {
             (Some(*delimiter), rest)
         }
         _ => (None, text),
@@ -139,6 +169,12 @@ mod tests {
             ("a,b\n\"it's 'odd'\",'x'\n", '"'),
             ("a,b\n1'234,2\n", '"'),
             ("a,b\n'tis,2\n", '"'),
+            // As many cells begin with the quote as end with it, but they are not the same.
+            ("town,v\n's-Hertogenbosch,1\nSt. James',2\n", '"'),
+            ("a,b\n'tis,the dogs'\n", '\''),
+            ("a,b\n'it''s, one',2\n", '\''),
+            ("a,b\n'x',1\n'y' z,1\n", '"'),
+            ("a,b\n'two\nlines',1\n", '"'),
             ("a,b\n1,2\n", '"'),
         ] {
             let Dialect { quote, .. } = Dialect::with_delimiter(text, b',');
@@ -149,6 +185,7 @@ mod tests {
     #[test]
     fn a_line_may_name_the_delimiter() {
         assert_eq!(separator_line("sep=;\r\na;b\n"), (Some(b';'), "a;b\n"));
+        assert_eq!(separator_line("sep= \na b\n"), (Some(b' '), "a b\n"));
         assert_eq!(separator_line("\"SEP=\t\"\na\tb\n"), (Some(b'\t'), "a\tb\n"));
         for text in ["sep=é\na\n", "sep=x\na\n", "sep=\na\n", "sepal,b\n1,2\n", "é\n", ""] {
             assert_eq!(separator_line(text), (None, text));

@@ -7,7 +7,7 @@ use gru_wgpu::{Dataset, Example, Network, SequenceWindows, Target};
 use ndarray::ArrayView1;
 
 use crate::data::features::{Per, SequenceTask, WindowSettings};
-use crate::data::outputs::Reader;
+use crate::data::predictor::Predictor;
 
 /// The sequences of a training or validation set.
 pub enum ExampleSet {
@@ -25,10 +25,11 @@ pub enum Label {
 
 impl WindowSettings {
     /// Cuts a sequence of `rows` rows into windows whose label is that of their last row, as
-    /// [`SequenceWindows::last_step`] does.
+    /// [`SequenceWindows::last_step`] does. The last one ends at the last row.
     pub fn cut(self, rows: usize) -> impl Iterator<Item = Range<usize>> {
         let Self { window, stride } = self;
-        let starts = (0..=rows.saturating_sub(window)).step_by(stride);
+        let room = rows.saturating_sub(window);
+        let starts = (room % stride..=room).step_by(stride);
         starts.map(move |start| start..start.saturating_add(window).min(rows))
     }
 }
@@ -44,7 +45,7 @@ impl ExampleSet {
         let Some(WindowSettings { window, stride }) = task.windows else {
             return Ok(Self::Whole(sequences));
         };
-        Ok(Self::Windows(match task.per() {
+        Ok(Self::Windows(match task.per {
             Per::Row if is_validation => SequenceWindows::every_step(sequences, window, window)?,
             Per::Row => SequenceWindows::every_step(sequences, window, stride)?,
             Per::Sequence => SequenceWindows::last_step(sequences, window, stride)?,
@@ -81,7 +82,7 @@ impl ExampleSet {
         let of_sequence = |sequence: &Example| -> Vec<Label> {
             let rows = sequence.x.nrows();
             let label = |row: usize| label_at(sequence, row);
-            match (task.per(), task.windows) {
+            match (task.per, task.windows) {
                 (Per::Row, _) => (0..rows).filter_map(label).collect(),
                 (Per::Sequence, None) => label(rows - 1).into_iter().collect(),
                 (Per::Sequence, Some(windows)) => {
@@ -96,12 +97,12 @@ impl ExampleSet {
     pub fn for_each_output(
         &self,
         network: &Network,
-        reader: Reader,
+        predictor: Predictor,
         mut each: impl FnMut(Label, ArrayView1<'_, f32>),
     ) -> Result<()> {
-        for sequences in self.sequences().chunks(reader.batch()) {
+        for sequences in self.sequences().chunks(predictor.batch()) {
             let inputs: Vec<_> = sequences.iter().map(|one| one.x.clone()).collect();
-            let outputs = reader.outputs(network, &inputs)?;
+            let outputs = predictor.outputs(network, &inputs)?;
             for (one, outputs) in sequences.iter().zip(&outputs) {
                 for (&row, outputs) in outputs.rows.iter().zip(outputs.outputs.rows()) {
                     label_at(one, row).into_iter().for_each(|label| each(label, outputs));

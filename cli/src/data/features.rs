@@ -26,16 +26,6 @@ pub enum Per {
     Row,
 }
 
-impl Per {
-    /// Returns the word for what has one label.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Sequence => "sequence",
-            Self::Row => "row",
-        }
-    }
-}
-
 /// The sequence column and the label column: their names, or their numbers if the file has no
 /// header.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,28 +85,30 @@ pub struct WindowSettings {
 pub struct SequenceTask<'a> {
     pub task: Task,
     pub columns: &'a LabelColumns,
+    /// What has one label.
+    pub per: Per,
     pub windows: Option<WindowSettings>,
 }
 
 impl SequenceTask<'_> {
-    /// Returns what has one label.
-    pub fn per(&self) -> Per {
-        match (self.task, &self.columns.numeric) {
-            (Task::Classify, _) => Per::Sequence,
-            (Task::Label, _) => Per::Row,
-            (Task::Regress, numeric) => numeric.map_or(Per::Row, |numeric| numeric.per),
-        }
-    }
-
     /// Returns true if the label of each row is read: it has one of its own, or a window may end
     /// there.
     pub fn reads_each_row(&self) -> bool {
-        self.per() == Per::Row || self.windows.is_some()
+        self.per == Per::Row || self.windows.is_some()
+    }
+
+    /// Returns the word for what has one label.
+    pub fn labelled(&self) -> &'static str {
+        match (self.per, self.windows) {
+            (Per::Row, _) => "row",
+            (Per::Sequence, None) => "sequence",
+            (Per::Sequence, Some(_)) => "window",
+        }
     }
 
     /// Returns the windows if states are carried from window to window.
     pub fn carried(&self) -> Option<WindowSettings> {
-        self.windows.filter(|_| self.per() == Per::Row)
+        self.windows.filter(|_| self.per == Per::Row)
     }
 }
 

@@ -34,15 +34,16 @@ impl<'a> LabelReader<'a> {
     }
 
     /// Returns the label cells of a sequence: one for the sequence, or one per row if each row's
-    /// label is read. An empty cell is no label.
+    /// label is read. An empty cell is no label; a sequence has the label of those of its rows that
+    /// have one.
     pub fn cells(&self, sequence: &Range<usize>) -> Result<Vec<&'a str>> {
         let rows = self.table.rows(sequence);
         if self.task.reads_each_row() {
             return Ok(rows.map(|row| row.cell(self.column)).collect());
         }
-        let first = self.table.csv.row(sequence.start).cell(self.column);
-        let Some(other) = rows.clone().find(|row| row.cell(self.column) != first) else {
-            return Ok(vec![first]);
+        let (first, other) = labels_of(self.table, self.column, sequence, self.is_numeric());
+        let Some(other) = other else {
+            return Ok(vec![first.map_or("", |row| row.cell(self.column))]);
         };
         let (with, without) = match self.task.task {
             Task::Regress => ("--per sequence", "--per row"),
@@ -54,9 +55,13 @@ impl<'a> LabelReader<'a> {
             self.table.shown,
             other.line,
             quote(self.table.name(sequence)),
-            quote(first),
+            quote(first.map_or("", |row| row.cell(self.column))),
             quote(other.cell(self.column))
         )
+    }
+
+    fn is_numeric(&self) -> bool {
+        self.task.task == Task::Regress
     }
 
     /// Returns the class of a sequence.
@@ -81,10 +86,9 @@ impl<'a> LabelReader<'a> {
             let scaled = |number: &Option<f64>| number.map_or(0.0, |n| numeric.output(n));
             let scaled: Vec<f32> = numbers.iter().map(scaled).collect();
             let row = self.table.csv.row(sequence.start);
-            ensure!(
-                scaled.iter().all(|number| number.is_finite()),
-                self.describe_too_far(sequence)
-            );
+            if let Some(at) = scaled.iter().position(|number| !number.is_finite()) {
+                bail!(self.describe_too_far(self.table.csv.row(sequence.start + at)));
+            }
             if !each_row {
                 ensure!(numbers[0].is_some(), self.describe_empty(row));
                 return Ok(Example::new(x, Target::Values(scaled)));
@@ -133,12 +137,16 @@ impl<'a> LabelReader<'a> {
     /// Returns the labels of a sequence that are numbers: one for the sequence, or one per row, as
     /// [`Self::cells`] does.
     pub fn labels(&self, sequence: &Range<usize>) -> Result<Vec<Option<f64>>> {
-        let labels = self.cells(sequence)?.len();
-        self.table.rows(sequence).take(labels).map(|row| self.number(row)).collect()
+        if self.task.reads_each_row() {
+            return self.table.rows(sequence).map(|row| self.number(row)).collect();
+        }
+        self.cells(sequence)?; // refuses several labels
+        let (first, _) = labels_of(self.table, self.column, sequence, true);
+        Ok(vec![first.map(|row| self.number(row)).transpose()?.flatten()])
     }
 
     /// Returns the scale of the labels of the training set.
-    pub fn numeric(&self, per: Per, sequences: &[Range<usize>]) -> Result<NumericLabel> {
+    pub fn numeric(&self, sequences: &[Range<usize>]) -> Result<NumericLabel> {
         let labels = sequences.iter().map(|sequence| self.labels(sequence));
         let labels = labels.collect::<Result<Vec<_>>>()?;
         let numbers: Vec<_> = labels.into_iter().flatten().flatten().collect();
@@ -152,16 +160,28 @@ impl<'a> LabelReader<'a> {
              labels"
         );
         let (mean, deviation) = mean_and_deviation(&numbers);
-        Ok(NumericLabel { per, mean, deviation })
+        let largest = numbers.iter().fold(0.0, |largest: f64, number| largest.max(number.abs()));
+        let spread = numbers.iter().map(|number| (number - mean).abs()).fold(0.0, f64::max);
+        // An f64 has sixteen digits.
+        ensure!(
+            spread > 1e-10 * largest,
+            "{shown}: the labels of the training set in column {column} differ from their mean, {mean}, by at most \
+             {spread:e}, less than their precision; subtract their mean first"
+        );
+        Ok(NumericLabel { per: self.task.per, mean, deviation })
     }
 
     fn describe_empty(&self, row: CsvRow<'_>) -> String {
         format!("{}: line {}: the label is empty", self.table.shown, row.line)
     }
 
-    fn describe_too_far(&self, sequence: &Range<usize>) -> String {
-        let (shown, name) = (&self.table.shown, quote(self.table.name(sequence)));
-        format!("{shown}: a label of sequence {name} is too far from those of the training set")
+    fn describe_too_far(&self, row: CsvRow<'_>) -> String {
+        format!(
+            "{}: line {}: the label {} is too far from those of the training set",
+            self.table.shown,
+            row.line,
+            quote(row.cell(self.column))
+        )
     }
 }
 
@@ -172,12 +192,30 @@ impl NumericLabel {
     }
 }
 
-/// Returns `Per::Row` if the label changes inside a sequence.
-pub fn judge_per(table: &SequenceTable, label: usize) -> Per {
-    let changes = |sequence: &Range<usize>| {
-        let first = table.csv.row(sequence.start).cell(label);
-        table.rows(sequence).any(|row| row.cell(label) != first)
+/// Returns the first row of a sequence that has a label, and the first with another one. With
+/// `is_numeric`, 1 and 1.0 are the same label.
+fn labels_of<'a>(
+    table: &'a SequenceTable,
+    label: usize,
+    sequence: &Range<usize>,
+    is_numeric: bool,
+) -> (Option<CsvRow<'a>>, Option<CsvRow<'a>>) {
+    let mut labelled = table.rows(sequence).filter(|row| match is_numeric {
+        true => !table.csv.is_missing(row.cell(label)),
+        false => !row.cell(label).is_empty(),
+    });
+    let Some(first) = labelled.next() else { return (None, None) };
+    let number = |row: CsvRow<'_>| table.csv.numbers.parse(row.cell(label));
+    let is_same = |row: &CsvRow<'_>| {
+        row.cell(label) == first.cell(label)
+            || is_numeric && number(*row).is_some_and(|value| number(first) == Some(value))
     };
+    (Some(first), labelled.find(|row| !is_same(row)))
+}
+
+/// Returns `Per::Row` if the label, a number, changes inside a sequence.
+pub fn judge_per(table: &SequenceTable, label: usize) -> Per {
+    let changes = |sequence: &Range<usize>| labels_of(table, label, sequence, true).1.is_some();
     if table.sequences.iter().any(changes) { Per::Row } else { Per::Sequence }
 }
 

@@ -11,7 +11,7 @@ pub mod holdout;
 pub mod labels;
 pub mod model_file;
 pub mod numbers;
-pub mod outputs;
+pub mod predictor;
 pub mod sequences;
 pub mod series;
 pub mod table;

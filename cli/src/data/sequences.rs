@@ -14,6 +14,7 @@ use crate::data::holdout::HoldOut;
 use crate::data::labels::LabelReader;
 use crate::data::table::SequenceTable;
 use crate::data::table_options::TableFormat;
+use crate::ui::output::{log, quote};
 
 /// The files of the sequences, their CSV options, and the fraction to hold out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,8 +26,8 @@ pub struct SequenceSource {
     /// Fraction of the sequences to hold out. `None` with a validation file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holdout: Option<f64>,
-    /// The column with the time stamps by which the latest sequences are held out. `None` if they
-    /// are drawn.
+    /// The columns with the time stamps of the rows, which are in order. The latest sequences are
+    /// held out. `None` if there are none, or the held-out sequences are to be drawn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<String>,
     /// Fingerprint of the files' bytes.
@@ -69,6 +70,8 @@ pub struct SequenceSplit {
     /// The rows at the start of a validation sequence that belong to the training set. The model
     /// reads them, but their labels do not count.
     warm_up: usize,
+    /// True if the validation sequences are those that start last, in the order of time.
+    is_latest: bool,
 }
 
 impl SequenceSplit {
@@ -86,13 +89,20 @@ impl SequenceSplit {
         task: SequenceTask<'_>,
         seed: u64,
     ) -> Result<Self> {
+        let is_even = task.windows.is_some();
+        let time_axis = |table: &SequenceTable| match &source.time {
+            Some(columns) => table.time_axis(columns, is_even),
+            None => Ok(None),
+        };
+        let axis = time_axis(&train)?;
         if let Some(path) = &source.valid {
             let sequence = task.columns.sequence.as_deref();
             let valid = SequenceTable::read_with(path, source.format.options(), sequence)?;
+            time_axis(&valid)?;
             let (train_sequences, valid_sequences) =
                 (train.sequences.clone(), valid.sequences.clone());
-            let valid = Some(valid);
-            return Ok(Self { train, train_sequences, valid, valid_sequences, warm_up: 0 });
+            let (valid, warm_up, is_latest) = (Some(valid), 0, false);
+            return Ok(Self { train, train_sequences, valid, valid_sequences, warm_up, is_latest });
         }
         let fraction = source.holdout.unwrap_or_default();
         let holdout = HoldOut { fraction, seed };
@@ -102,15 +112,21 @@ impl SequenceSplit {
                 "{} has one row, so no rows can be held out; expected a row per time step",
                 train.shown
             );
-            let (rest, held_out, warm_up) = split_rows(only, &holdout, task.per(), windows);
+            let (rest, held_out, warm_up) = split_rows(only, &holdout, task.per, windows);
+            let lines = [rest.end, only.end - 1].map(|row| train.csv.row(row).line);
+            log(format_args!("{}: lines {} to {} are held out", train.shown, lines[0], lines[1]));
             let (train_sequences, valid_sequences) = (vec![rest], vec![held_out]);
-            return Ok(Self { train, train_sequences, valid: None, valid_sequences, warm_up });
+            let (valid, is_latest) = (None, true);
+            return Ok(Self { train, train_sequences, valid, valid_sequences, warm_up, is_latest });
         }
-        let axis = match &source.time {
-            Some(column) => train.time_axis(Some(column))?,
-            None => None,
-        };
-        let latest = axis.and_then(|(_, axis)| holdout.latest(&train, &axis));
+        let latest = axis.and_then(|axis| holdout.latest(&train, &axis));
+        let is_latest = latest.is_some();
+        if let (true, Some(columns)) = (is_latest, &source.time) {
+            log(format_args!(
+                "the sequences that start last, by column {}, are held out; --time none draws them",
+                quote(columns)
+            ));
+        }
         let (rest, held_out) = match latest {
             Some(split) => split,
             None if task.task == Task::Classify && !task.reads_each_row() => {
@@ -120,7 +136,8 @@ impl SequenceSplit {
         };
         let of = |order: &[usize]| order.iter().map(|&at| train.sequences[at].clone()).collect();
         let (train_sequences, valid_sequences) = (of(&rest), of(&held_out));
-        Ok(Self { train, train_sequences, valid: None, valid_sequences, warm_up: 0 })
+        let (valid, warm_up) = (None, 0);
+        Ok(Self { train, train_sequences, valid, valid_sequences, warm_up, is_latest })
     }
 
     /// Converts the sequences to examples and drops the tables, whose text takes much more memory
@@ -130,14 +147,16 @@ impl SequenceSplit {
         task: SequenceTask<'_>,
         features: &[Feature],
     ) -> Result<SequenceExamples> {
-        let Self { train: table, train_sequences, valid, valid_sequences, warm_up } = self;
+        let Self { train: table, train_sequences, valid, valid_sequences, warm_up, is_latest } =
+            self;
         let train = examples(task, features, &table, &train_sequences, 0)?;
         let valid = valid.as_ref().unwrap_or(&table);
+        let last_before = last_label(valid, task, &valid_sequences, warm_up)?;
         let valid = examples(task, features, valid, &valid_sequences, warm_up)?;
         let names = train_sequences.iter().map(|rows| table.name(rows).to_owned()).collect();
         let (train, valid) =
             (ExampleSet::new(train, task, false)?, ExampleSet::new(valid, task, true)?);
-        Ok(SequenceExamples { train, names, valid })
+        Ok(SequenceExamples { train, names, valid, last_before, is_latest })
     }
 }
 
@@ -165,6 +184,24 @@ pub struct SequenceExamples {
     /// Names of the training sequences.
     pub names: Vec<String>,
     pub valid: ExampleSet,
+    /// The last label of the warm-up of the validation set, if it is a number.
+    pub last_before: Option<f64>,
+    /// True if the validation sequences are those that start last, in the order of time.
+    pub is_latest: bool,
+}
+
+/// Returns the last label of the warm-up of the only validation sequence.
+fn last_label(
+    table: &SequenceTable,
+    task: SequenceTask<'_>,
+    sequences: &[Range<usize>],
+    warm_up: usize,
+) -> Result<Option<f64>> {
+    let (Task::Regress, [only], true) = (task.task, sequences, warm_up > 0) else {
+        return Ok(None);
+    };
+    let labels = LabelReader::new(table, task)?.labels(&(only.start..only.start + warm_up))?;
+    Ok(labels.into_iter().flatten().next_back())
 }
 
 fn examples(

@@ -137,8 +137,9 @@ impl SequenceTable {
         };
         ensure!(
             !features.is_empty(),
-            "{}; expected a sequence column, feature columns and a label column",
-            listed()
+            "{}; expected {}feature columns and a label column",
+            listed(),
+            if self.sequence.is_some() { "a sequence column, " } else { "" }
         );
         ensure!(
             Some(label) != self.sequence,
@@ -153,14 +154,11 @@ impl SequenceTable {
         Ok((label, features))
     }
 
-    /// Returns the time stamps of the rows, and their columns as `--time` takes them: those named
+    /// Returns the columns with the time stamps of the rows, as `--time` takes them: those named
     /// `time`, or by default the first column of time stamps, with the times of day if it has days
     /// that repeat. `None` if there are none or `time` is `none`.
-    ///
-    /// # Errors
-    /// If the rows of a sequence are not in the order of time.
-    pub fn time_axis(&self, time: Option<&str>) -> Result<Option<(String, TimeAxis)>> {
-        let columns: Vec<_> = match time {
+    pub fn time_columns(&self, time: Option<&str>) -> Result<Option<String>> {
+        let columns = match time {
             Some("none") => return Ok(None),
             Some(names) => self.find_all(names)?,
             None => {
@@ -173,10 +171,23 @@ impl SequenceTable {
                 first.columns().collect()
             }
         };
-        let axis = TimeAxis::of_sequences(&self.csv, &columns, &self.sequences);
-        let axis = axis.with_context(|| self.shown.clone())?;
         let keys: Vec<_> = columns.iter().map(|&column| self.csv.column_key(column)).collect();
-        Ok(axis.map(|axis| (keys.join(","), axis)))
+        Ok(Some(keys.join(",")))
+    }
+
+    /// Reads the time stamps of the rows from the columns that [`Self::time_columns`] returned.
+    /// Returns `None` if they are times of day only. Logs what is odd about them. With `is_even`,
+    /// many that repeat are refused.
+    ///
+    /// # Errors
+    /// If the rows of a sequence are not in the order of time.
+    pub fn time_axis(&self, columns: &str, is_even: bool) -> Result<Option<TimeAxis>> {
+        let (columns, mut notes) = (self.find_all(columns)?, Vec::new());
+        let axis =
+            TimeAxis::of_sequences(&self.csv, &columns, &self.sequences, is_even, &mut notes);
+        let axis = axis.with_context(|| self.shown.clone())?;
+        notes.iter().for_each(|note| log(format_args!("{}: {note}", self.shown)));
+        Ok(axis)
     }
 
     /// Returns the name of a sequence.

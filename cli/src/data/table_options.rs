@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::data::csv_table::{CsvOptions, CsvTable};
+use crate::data::dialect::KNOWN;
 use crate::data::numbers::{NumberFormat, THOUSANDS};
 use crate::ui::arguments::yes_or_no;
 
@@ -12,6 +13,8 @@ use crate::ui::arguments::yes_or_no;
 pub struct TableArgs {
     #[arg(long, value_parser = delimiter)]
     delimiter: Option<u8>,
+    #[arg(long, value_parser = quote_mark)]
+    quote: Option<char>,
     #[arg(long, value_parser = decimal)]
     decimal: Option<char>,
     #[arg(long, value_parser = thousands)]
@@ -26,13 +29,13 @@ impl TableArgs {
     /// # Errors
     /// If one character has two meanings.
     pub fn options(&self, missing: impl IntoIterator<Item = String>) -> Result<CsvOptions> {
-        let Self { delimiter, decimal, thousands, header } = *self;
+        let Self { delimiter, quote, decimal, thousands, header } = *self;
         ensure!(
             decimal.is_none() || decimal != thousands,
             "--decimal and --thousands name the same mark"
         );
         let missing = missing.into_iter().collect();
-        Ok(CsvOptions { delimiter, decimal, thousands, header, missing })
+        Ok(CsvOptions { delimiter, quote, decimal, thousands, header, missing })
     }
 }
 
@@ -41,6 +44,9 @@ impl TableArgs {
 #[serde(deny_unknown_fields)]
 pub struct TableFormat {
     pub delimiter: char,
+    /// `None` if it is judged on each table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quote: Option<char>,
     pub decimal: char,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thousands: Option<char>,
@@ -56,6 +62,7 @@ impl TableFormat {
         let NumberFormat { decimal, thousands } = csv.numbers;
         Self {
             delimiter: char::from(csv.delimiter),
+            quote: csv.quote_option(),
             decimal,
             thousands,
             header: csv.has_header,
@@ -67,6 +74,7 @@ impl TableFormat {
     pub fn options(&self) -> CsvOptions {
         CsvOptions {
             delimiter: Some(self.delimiter as u8),
+            quote: self.quote,
             decimal: Some(self.decimal),
             thousands: self.thousands,
             header: Some(self.header),
@@ -78,6 +86,8 @@ impl TableFormat {
     pub fn check(&self) -> Result<()> {
         let text = |character: char| character.to_string();
         delimiter(&text(self.delimiter)).context("data.format.delimiter")?;
+        let quote = self.quote.map(|quote| quote_mark(&text(quote)));
+        quote.transpose().context("data.format.quote")?;
         decimal(&text(self.decimal)).context("data.format.decimal")?;
         if let Some(mark) = self.thousands {
             thousands(&text(mark)).context("data.format.thousands")?;
@@ -87,6 +97,15 @@ impl TableFormat {
             );
         }
         Ok(())
+    }
+}
+
+/// Parses the quote around cells.
+fn quote_mark(text: &str) -> Result<char> {
+    match text {
+        "\"" => Ok('"'),
+        "'" => Ok('\''),
+        _ => bail!("expected \" or '"),
     }
 }
 
@@ -113,7 +132,7 @@ fn thousands(text: &str) -> Result<char> {
 fn delimiter(text: &str) -> Result<u8> {
     match text {
         "\\t" | "tab" => Ok(b'\t'),
-        "," | ";" | "|" | ":" | " " | "\t" => Ok(text.as_bytes()[0]),
+        _ if text.len() == 1 && KNOWN.contains(&text.as_bytes()[0]) => Ok(text.as_bytes()[0]),
         _ => bail!("expected one of , ; | : or a space, or `tab`"),
     }
 }

@@ -90,14 +90,19 @@ impl TimeAxis {
     }
 
     /// Reads the time stamps of a table's sequences, whose rows they must order, from a column, or
-    /// from one of days and one of times of day. Returns `None` if there are times of day only.
+    /// from one of days and one of times of day. Returns `None` if there are times of day only. Adds
+    /// to `notes` if some repeat or are unevenly spaced. With `is_even`, many that repeat are
+    /// refused: the rows must be those of one recording.
     ///
     /// # Errors
-    /// If the column has no time stamps, or those of a sequence are not in ascending order.
+    /// If the column has no time stamps, or those of a sequence are not in ascending order, or so
+    /// many repeat that a sequence must hold several.
     pub fn of_sequences(
         csv: &CsvTable,
         columns: &[usize],
         sequences: &[Range<usize>],
+        is_even: bool,
+        notes: &mut Vec<String>,
     ) -> Result<Option<Self>> {
         let groups: Vec<Vec<usize>> = sequences.iter().map(|rows| rows.clone().collect()).collect();
         let found = match columns {
@@ -118,17 +123,35 @@ impl TimeAxis {
         if axis.is_time_of_day {
             return Ok(None);
         }
-        let rows = sequences.iter().flat_map(|rows| rows.start + 1..rows.end);
-        for row in rows {
+        let pairs = || sequences.iter().flat_map(|rows| rows.start + 1..rows.end);
+        let cell = |row: usize| found.cell(csv.row(row));
+        let mut repeated = Vec::new();
+        for row in pairs() {
+            let [before, now] = [axis.times[row - 1], axis.times[row]];
             ensure!(
-                axis.times[row - 1] <= axis.times[row],
+                before <= now,
                 "line {}: {} comes after {} in column {name}; expected the rows of a sequence in the order of time, \
                  or --time none",
                 csv.row(row).line,
-                found.cell(csv.row(row)),
-                found.cell(csv.row(row - 1))
+                cell(row),
+                cell(row - 1)
             );
+            repeated.extend((before == now).then_some(row));
         }
+        if let Some(&first) = repeated.first() {
+            let (line, count, all) = (csv.row(first).line, repeated.len(), pairs().count());
+            ensure!(
+                !is_even || count as f64 <= MAX_REPEATED * all as f64,
+                "line {line}: {} in column {name} repeats, as do {count} of {all} time stamps; expected one row a time: \
+                 if the file holds several sequences, pass the column that names them to --sequence",
+                cell(first)
+            );
+            notes.push(format!(
+                "rows of column {name} with the time stamp of the row before: {count}, the first in line {line}"
+            ));
+        }
+        let gaps = pairs().map(|row| axis.times[row] - axis.times[row - 1]);
+        notes.extend(uneven(gaps.collect(), &name));
         Ok(Some(axis))
     }
 
@@ -179,26 +202,7 @@ impl TimeAxis {
 
     /// Returns a note if the time stamps are not evenly spaced.
     fn gaps(&self, name: &str) -> Option<String> {
-        let mut gaps: Vec<_> = self
-            .times
-            .windows(2)
-            .map(|pair| pair[1] - pair[0])
-            .filter(|gap| *gap > TimeDelta::zero())
-            .collect();
-        gaps.sort_unstable();
-        let &usual = gaps.get(gaps.len() / 2)?;
-        let is_odd = |&&gap: &&TimeDelta| gap * 4 > usual * 5 || gap * 5 < usual * 4;
-        let odd = gaps.iter().filter(is_odd).count();
-        (odd > 0).then(|| {
-            format!(
-                "steps in column {name} other than the usual {}: {odd} of {}, from {} to {}; the rows are treated as \
-                 evenly spaced",
-                duration(usual),
-                gaps.len(),
-                duration(gaps[0]),
-                duration(gaps[gaps.len() - 1])
-            )
-        })
+        uneven(self.times.windows(2).map(|pair| pair[1] - pair[0]).collect(), name)
     }
 
     /// Returns the times as fractional years, or `None` for times of day.
@@ -209,6 +213,25 @@ impl TimeAxis {
         };
         (!self.is_time_of_day).then(|| self.times.iter().map(year).collect())
     }
+}
+
+/// Returns a note if these steps of a column are not even. Steps of zero do not count.
+fn uneven(mut gaps: Vec<TimeDelta>, name: &str) -> Option<String> {
+    gaps.retain(|gap| *gap > TimeDelta::zero());
+    gaps.sort_unstable();
+    let &usual = gaps.get(gaps.len() / 2)?;
+    let is_odd = |&&gap: &&TimeDelta| gap * 4 > usual * 5 || gap * 5 < usual * 4;
+    let odd = gaps.iter().filter(is_odd).count();
+    (odd > 0).then(|| {
+        format!(
+            "steps in column {name} other than the usual {}: {odd} of {}, from {} to {}; the rows are treated as \
+             evenly spaced",
+            duration(usual),
+            gaps.len(),
+            duration(gaps[0]),
+            duration(gaps[gaps.len() - 1])
+        )
+    })
 }
 
 /// The rows from whose cells the formats of a column are judged.

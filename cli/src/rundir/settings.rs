@@ -111,8 +111,8 @@ pub trait TrainingSettings: Clone {
         self.learner_config(1).validate().context("training")
     }
 
-    /// Returns the learner's configuration for a training set of this many examples.
-    fn learner_config(&self, examples: usize) -> LearnerConfig;
+    /// Returns the learner's configuration for a training set with this many updates an epoch.
+    fn learner_config(&self, updates: u64) -> LearnerConfig;
 
     /// Returns true if a checkpoint was made with these settings, or with those from before one of
     /// the changes.
@@ -120,20 +120,20 @@ pub trait TrainingSettings: Clone {
         &self,
         checkpoint: &Checkpoint,
         changes: &[SettingsChange],
-        examples: usize,
+        updates: u64,
     ) -> bool {
         let earlier = changes.iter().map(|change| self.with_resumable(change.settings()));
         earlier.chain([self.clone()]).any(|settings| {
             checkpoint.trainer_config == settings.trainer_config()
-                && checkpoint.learner_config == settings.learner_config(examples)
+                && checkpoint.learner_config == settings.learner_config(updates)
         })
     }
 
     /// Returns the first key whose value is not that of the checkpoint, and that one where it is
     /// known.
-    fn changed_key(&self, checkpoint: &Checkpoint, examples: usize) -> String {
+    fn changed_key(&self, checkpoint: &Checkpoint, updates: u64) -> String {
         let (before, now) = (&checkpoint.trainer_config, self.trainer_config());
-        let (learner, own) = (&checkpoint.learner_config, self.learner_config(examples));
+        let (learner, own) = (&checkpoint.learner_config, self.learner_config(updates));
         let keys = [
             ("epochs", now.epochs != before.epochs, before.epochs.to_string()),
             ("batch", now.batch != before.batch, before.batch.to_string()),
@@ -175,22 +175,22 @@ pub trait TrainingSettings: Clone {
         &mut self,
         changes: &mut Vec<SettingsChange>,
         mut last: Checkpoint,
-        examples: usize,
+        updates: u64,
         now: ResumableSettings,
     ) -> Result<Checkpoint> {
         check_epochs(&last, now.epochs)?;
         let before = self.resumable();
         if now != before {
-            let updates = last.state.moments.steps;
+            let made = last.state.moments.steps;
             // If no checkpoint was saved since the last change, that change's settings were never
             // used: keep the earlier ones on record.
-            if changes.last().is_none_or(|change| change.updates != updates) {
-                changes.push(SettingsChange::new(updates, before));
+            if changes.last().is_none_or(|change| change.updates != made) {
+                changes.push(SettingsChange::new(made, before));
             }
             log(format_args!("resuming with {}", changed(before, now)));
         }
         *self = self.with_resumable(now);
-        last.learner_config = self.learner_config(examples);
+        last.learner_config = self.learner_config(updates);
         last.trainer_config = self.trainer_config();
         Ok(last)
     }

@@ -56,7 +56,7 @@ option("window", "ROWS", "Cut sequences into windows of ROWS rows").rare().more(
          batch (--batch) reads another part. With a label per sequence: each window is an example with the label of \
          its last row. The end of a file with one sequence is held out."),
 option("stride", "ROWS", "Rows between two windows [default: the window]").rare().more("With a label per row, at most the window: each update has STRIDE new rows, and gradients flow through a window."),
-option("time", "COLUMN|none", "Column with time stamps: the latest sequences are held out").rare().more("Default: the first column of time stamps. date,time: days in one column, times of day in another. none: the held-out sequences are drawn. The rows of a sequence \
+option("time", "COLUMN|none", "Column with time stamps: the latest sequences are held out").rare().more("Default: the first column of time stamps; their order is checked. date,time: days in one column, times of day in another. none: the held-out sequences are drawn. The rows of a sequence \
          must be in the order of time."),
 option("label", "COLUMN", "Column with the labels [default: the last]").more("An empty cell is no label. NA, null and none are classes like any other, and no number."),
 option("features", "COLUMN,…", "Input columns [default: all others]"),
@@ -71,6 +71,7 @@ option("missing", "WORD", "Further words for a missing value").rare().more("An e
          commas; missing inputs are replaced by their column's mean, and refused without this option. \
          forecast: missing values are interpolated."),
 option("delimiter", "CHAR", "Character between cells: , ; | : a space, or tab").rare().more("Default: the one of , ; tab | that gives all rows as many cells."),
+option("quote", "CHAR", "Quote around cells: \" or '").rare().more("Default: ' if every cell that begins with it also ends with it, else \"."),
 option("decimal", "CHAR", "Decimal mark of numbers: . or ,").rare().more("Default: a comma if numbers such as 20,5 occur and none such as 20.5, else a point. \
          If it is given, --thousands is not judged either."),
 option("thousands", "CHAR", "Mark between groups of three digits: , . ' or `space`").rare().more("Default: the one in numbers such as 1.234,5 or 1,234,567. 1,234 alone is refused, because it \
@@ -95,7 +96,7 @@ option("dropout", "FRACTION", "Probability of dropout between layers").rare(),
 ("Training", &[
 option("epochs", "EPOCHS", "Passes over the training set [default: 40]").only_for(&["train"]),
 option("epochs", "EPOCHS", "Passes over the training set [default: 30]").only_for(&["forecast"]),
-option("batch", "SEQUENCES", "Sequences per batch").only_for(&["train"]),
+option("batch", "ROWS", "Sequences or windows per batch [default: 32]").only_for(&["train"]).more("Default for windows whose state is carried: fewer, so that each row reads eight windows or more."),
 option("batch", "WINDOWS", "Windows per batch").only_for(&["forecast"]),
 option("accumulate", "BATCHES", "Batches per update; their gradients are averaged").rare(),
 option("learning_rate", "RATE", "Highest learning rate [default: 0.003]").only_for(&["train"]),

@@ -1,9 +1,10 @@
 //! Number formats: three significant digits, and SI prefixes.
 
 /// Formats a measured number with three significant digits, and with every digit before the point:
-/// `0.123`, `12.3`, `1230`.
+/// `0.123`, `12.3`, `1230`. Very small and very large numbers have an exponent: `1.23e-5`.
 pub fn format_sig3(value: f64) -> String {
     let decimals = match value.abs() {
+        v if v > 0.0 && !(0.00995..1e9).contains(&v) => return format!("{value:.2e}"),
         v if v < 0.0995 => 4,
         v if v < 0.995 => 3,
         v if v < 9.995 => 2,
@@ -35,6 +36,10 @@ mod tests {
     fn numbers_have_three_significant_digits() {
         for (value, expected) in [
             (0.01234, "0.0123"),
+            (0.0, "0.0000"),
+            (0.001234, "1.23e-3"),
+            (-1.236e-7, "-1.24e-7"),
+            (1.236e12, "1.24e12"),
             (0.1234, "0.123"),
             (9.996, "10.0"),
             (1234.5, "1234"),

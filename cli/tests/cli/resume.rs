@@ -89,7 +89,7 @@ fn an_interrupted_run_resumes_to_the_same_bytes() {
             "direction = \"forward\"",
         ),
         ("training.seed, 1 before,", "seed = 1", "seed = 2"),
-        ("[data]", "holdout = 0.1", "holdout = 0.2"),
+        ("[data] or [windows]", "holdout = 0.1", "holdout = 0.2"),
     ] {
         assert!(text.contains(from), "{text}");
         std::fs::write(&config, text.replace(from, to)).unwrap();
@@ -425,7 +425,6 @@ fn a_bad_change_of_settings_is_reported() {
     assert_eq!(told.matches("warning: the run continues, but was not saved").count(), 1, "{told}");
 }
 
-/// The last checkpoint also contains the model.
 /// Another model of the same shape is noticed, by the fingerprint in the checkpoint's notes.
 #[test]
 fn predict_refuses_a_model_that_the_run_did_not_write() {
@@ -536,6 +535,7 @@ fn commands_in_messages_work_when_they_are_copied() {
     }
 }
 
+/// The last checkpoint also contains the model.
 #[test]
 fn predict_works_after_the_model_file_was_deleted() {
     let directory = folder_with(&[("train.csv", &table(0..40))]);

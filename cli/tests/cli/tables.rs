@@ -49,7 +49,7 @@ fn tables_in_other_forms_give_the_same_numbers() {
         (
             "single.csv",
             series("'date','sales'", |day, value| format!("'{day}','{value:.1}'")).into(),
-            &["cells are quoted by `'`"],
+            &["cells are quoted by `'` (--quote)"],
         ),
         ("sep.csv", format!("sep=;\r\n{}", text.replace(',', ";")).into(), &[]),
         ("mac.csv", text.replace('\n', "\r").into(), &[]),

@@ -200,9 +200,8 @@ impl TrainingSettings for ForecastSettings {
         config.with_order(Order::Shuffled)
     }
 
-    fn learner_config(&self, windows: usize) -> LearnerConfig {
-        let updates =
-            (self.epochs as u64).saturating_mul(self.trainer_config().updates(windows, 1));
+    fn learner_config(&self, updates: u64) -> LearnerConfig {
+        let updates = (self.epochs as u64).saturating_mul(updates);
         LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), self.learning_rate)
             .with_schedule(Schedule::cosine(updates))
             .with_clip(self.clip.0)

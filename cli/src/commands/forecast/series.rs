@@ -68,12 +68,15 @@ impl TrainingRun for ForecastRun {
     type Config = ForecastConfig;
     type Settings = ForecastSettings;
 
-    const EXAMPLES: &'static str = "windows";
     const KEPT: KeptModel = KeptModel::Last;
     const DATA_TABLES: &'static str = "[data], [windows] or [[series]]";
 
     fn config(&self) -> &ForecastConfig {
         &self.config
+    }
+
+    fn examples_name(&self) -> &'static str {
+        "windows"
     }
 
     fn settings(&self) -> &ForecastSettings {

@@ -6,9 +6,9 @@ use std::ops::Range;
 use anyhow::Result;
 use ndarray::ArrayView1;
 
-use super::predicted::Predicted;
+use super::table::PredictedTable;
 use crate::commands::train::classes::argmax;
-use crate::data::outputs::SequenceOutputs;
+use crate::data::predictor::SequenceOutputs;
 use crate::ui::output::{log, quote, some_of};
 
 /// The predictions for a sequence.
@@ -53,7 +53,7 @@ struct LabelCounts<'a> {
     changing: Vec<&'a Range<usize>>,
 }
 
-impl Predicted<'_> {
+impl PredictedTable<'_> {
     pub fn classes_to_csv(
         &self,
         predictions: &[SequenceClasses<'_>],

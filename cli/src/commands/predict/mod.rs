@@ -2,7 +2,7 @@
 
 mod classes;
 mod numbers;
-mod predicted;
+mod table;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::commands::train::config::TrainConfig;
 use crate::commands::train::sequences::SequenceRun;
 use crate::commands::training_run::TrainingRun;
 use crate::data::labels::LabelReader;
-use crate::data::outputs::SequenceOutputs;
+use crate::data::predictor::SequenceOutputs;
 use crate::data::table::{CellAdvice, SequenceTable};
 use crate::rundir::config::{self, RunConfig};
 use crate::rundir::folder::RunDir;
@@ -24,7 +24,7 @@ use crate::ui::files::write_file;
 use crate::ui::output::{log, quote, quote_path};
 use crate::ui::outputs::OutputFiles;
 use classes::SequenceClasses;
-use predicted::Predicted;
+use table::PredictedTable;
 
 /// Predict with a model trained by `gru train` or `gru forecast`.
 #[derive(clap::Args, Debug)]
@@ -83,17 +83,21 @@ pub fn run(arguments: &PredictArgs, kind: DeviceKind, out: &mut impl Write) -> R
     let sequence = config.columns.sequence.as_deref();
     let table = SequenceTable::read_with(csv, config.data.format.options(), sequence)?;
     let table = table.with_advice(CellAdvice::PREDICT);
+    if let Some(columns) = config.data.time.as_deref().filter(|names| table.find_all(names).is_ok())
+    {
+        table.time_axis(columns, config.windows.is_some())?;
+    }
     ensure!(
         !probabilities || config.columns.numeric.is_none(),
         "--probabilities needs a run that learned classes, but {shown} learned numbers"
     );
     let inputs = table.inputs(&config.features, &table.sequences)?;
     let network = Network::new(params, &open(kind)?)?;
-    let outputs = config.reader().outputs(&network, &inputs)?;
+    let outputs = config.predictor().outputs(&network, &inputs)?;
     check_finite(&table, &outputs)?;
     let labels = table.csv.find(&config.columns.label).ok();
     let labels = labels.map(|_| LabelReader::new(&table, config.task_of_sequences()));
-    let predicted = Predicted { config: &config, table: &table, labels: labels.transpose()? };
+    let predicted = PredictedTable { config: &config, table: &table, labels: labels.transpose()? };
     match config.columns.numeric {
         Some(numeric) => {
             write_output(&predicted.numbers_to_csv(&outputs, numeric)?, output.as_deref(), out)?;

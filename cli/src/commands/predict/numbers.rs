@@ -2,14 +2,14 @@
 
 use anyhow::Result;
 
-use super::predicted::Predicted;
+use super::table::PredictedTable;
 use crate::data::errors::NumberErrors;
 use crate::data::features::NumericLabel;
-use crate::data::outputs::SequenceOutputs;
+use crate::data::predictor::SequenceOutputs;
 use crate::ui::numbers::format_sig3;
 use crate::ui::output::{causes, log, quote};
 
-impl Predicted<'_> {
+impl PredictedTable<'_> {
     pub fn numbers_to_csv(
         &self,
         outputs: &[SequenceOutputs],

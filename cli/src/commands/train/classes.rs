@@ -39,8 +39,8 @@ impl ClassMetrics {
         let names = &run.config.columns.classes;
         let (mut count, mut predicted, mut correct) =
             (vec![0; names.len()], vec![0; names.len()], vec![0; names.len()]);
-        let (network, reader) = (Network::new(params.clone(), device)?, run.config.reader());
-        run.examples.valid.for_each_output(&network, reader, |label, outputs| {
+        let (network, predictor) = (Network::new(params.clone(), device)?, run.config.predictor());
+        run.examples.valid.for_each_output(&network, predictor, |label, outputs| {
             let Label::Class(target) = label else { return };
             let class = argmax(outputs);
             count[target] += 1;

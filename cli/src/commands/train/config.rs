@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::features::{
     Feature, LabelColumns, NumericLabel, Per, SequenceTask, Task, WindowSettings,
 };
-use crate::data::outputs::Reader;
+use crate::data::predictor::Predictor;
 use crate::data::sequences::SequenceSource;
 use crate::rundir::config::{self, RunConfig, check_size, check_value};
 use crate::rundir::settings::{
@@ -101,8 +101,8 @@ pub struct TrainSettings {
     pub loss: LossSetting,
     #[arg(skip = 40_usize)]
     pub epochs: usize,
-    /// Sequences per batch.
-    #[arg(long, default_value_t = 32, value_parser = at_least_one)]
+    /// Sequences or windows per batch.
+    #[arg(skip)]
     pub batch: usize,
     /// Batches per update, whose gradients are averaged.
     #[arg(long, default_value_t = 1, value_parser = at_least_one)]
@@ -231,7 +231,7 @@ impl RunConfig for TrainConfig {
         if let Some(windows) = self.windows {
             check_size("windows.window", windows.window)?;
             check_size("windows.stride", windows.stride)?;
-            windows.check(self.task_of_sequences().per(), direction).context("[windows]")?;
+            windows.check(self.task_of_sequences().per, direction).context("[windows]")?;
         }
         ensure!(!self.features.is_empty(), "features: expected at least one [[features]]");
         for feature in &self.features {
@@ -286,12 +286,17 @@ impl WindowSettings {
 impl TrainConfig {
     /// Returns what is learned from the sequences.
     pub fn task_of_sequences(&self) -> SequenceTask<'_> {
-        SequenceTask { task: self.task, columns: &self.columns, windows: self.windows }
+        let per = match (self.task, &self.columns.numeric) {
+            (Task::Classify, _) => Per::Sequence,
+            (Task::Regress, Some(numeric)) => numeric.per,
+            (Task::Label | Task::Regress, _) => Per::Row,
+        };
+        SequenceTask { task: self.task, columns: &self.columns, per, windows: self.windows }
     }
 
     /// Returns how the network reads sequences.
-    pub fn reader(&self) -> Reader {
-        Reader::new(self.task_of_sequences(), self.training.batch)
+    pub fn predictor(&self) -> Predictor {
+        Predictor::new(self.task_of_sequences(), self.training.batch)
     }
 
     /// Returns the categorical columns, with the number of categories of each.
@@ -312,7 +317,7 @@ impl TrainConfig {
             Some(_) => 1,
             None => self.columns.classes.len(),
         };
-        let head = match self.task_of_sequences().per() {
+        let head = match self.task_of_sequences().per {
             Per::Sequence => Head::last(outputs),
             Per::Row => Head::every_step(outputs),
         };
@@ -391,7 +396,7 @@ impl TrainingSettings for TrainSettings {
         config.with_patience(self.patience)
     }
 
-    fn learner_config(&self, sequences: usize) -> LearnerConfig {
+    fn learner_config(&self, updates: u64) -> LearnerConfig {
         let weight_decay = self.weight_decay;
         let optimizer = match self.optimizer {
             OptimizerArg::Adamw => Optimizer::adamw(weight_decay),
@@ -400,7 +405,6 @@ impl TrainingSettings for TrainSettings {
                 Optimizer::Sgd { momentum: self.momentum.unwrap_or(MOMENTUM), weight_decay }
             }
         };
-        let updates = self.trainer_config().updates(sequences, self.accumulate);
         let warmup = self.warmup.unwrap_or(WARMUP);
         LearnerConfig::new(self.loss.into(), optimizer, self.learning_rate)
             .with_schedule(self.schedule.schedule(self.epochs, updates, warmup))

@@ -9,6 +9,7 @@ mod report;
 pub mod sequences;
 
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -17,9 +18,8 @@ use gru_wgpu::DeviceKind;
 
 use super::training_run::{self, RunTarget};
 use crate::data::csv_table::CsvTable;
-use crate::data::features::{LabelColumns, NumericLabel, Per, SequenceTask, Task, WindowSettings};
+use crate::data::features::{LabelColumns, Per, SequenceTask, Task, WindowSettings};
 use crate::data::fingerprint::{canonical, fingerprint};
-use crate::data::holdout::HoldOut;
 use crate::data::labels::{self, LabelReader};
 use crate::data::sequences::{SequenceSource, SequenceSplit};
 use crate::data::table::SequenceTable;
@@ -49,6 +49,8 @@ pub struct TrainArgs {
     valid: Option<PathBuf>,
     #[command(flatten)]
     model: SequenceModelSettings,
+    #[arg(long, value_parser = at_least_one)]
+    batch: Option<usize>,
     #[command(flatten)]
     settings: TrainSettings,
     #[command(flatten)]
@@ -58,7 +60,7 @@ pub struct TrainArgs {
     #[arg(long)]
     force: bool,
     #[arg(long,
-        conflicts_with_all = ["run", "force", "SequenceColumnArgs", "TableArgs", "SequenceModelSettings",
+        conflicts_with_all = ["run", "force", "batch", "SequenceColumnArgs", "TableArgs", "SequenceModelSettings",
             "TrainSettings"])]
     resume: Option<PathBuf>,
     #[arg(long, default_value = "10m", value_parser = interval)]
@@ -84,7 +86,7 @@ struct SequenceColumnArgs {
     window: Option<usize>,
     #[arg(long, requires = "window", value_parser = at_least_one)]
     stride: Option<usize>,
-    #[arg(long, conflicts_with = "valid")]
+    #[arg(long)]
     time: Option<String>,
     #[arg(long)]
     label: Option<String>,
@@ -165,77 +167,25 @@ fn read_again(folder: &RunDir, csv: Option<&Path>, valid: Option<&Path>) -> Resu
 }
 
 impl TrainArgs {
-    /// Returns the column by whose time stamps the latest sequences are held out, and logs it.
-    fn held_out_by(&self, train: &SequenceTable) -> Result<Option<String>> {
-        if self.valid.is_some() {
-            return Ok(None);
-        }
-        let SequenceColumnArgs { time, holdout, .. } = &self.columns;
-        let Some((column, axis)) = train.time_axis(time.as_deref())? else { return Ok(None) };
-        let holdout = HoldOut { fraction: *holdout, seed: 0 };
-        if holdout.latest(train, &axis).is_none() {
-            return Ok(None);
-        }
-        log(format_args!(
-            "the sequences that start last, by column {}, are held out; --time none draws them",
-            quote(&column)
-        ));
-        Ok(Some(column))
-    }
-
     /// Starts a new run.
     pub fn start(&self, csv: &Path) -> Result<SequenceRun> {
-        let Self { columns: given, .. } = self;
-        let SequenceColumnArgs { label, features, categorical, .. } = given;
-        let task = given.task.context("expected a --task")?; // clap has asked for it
-        ensure!(
-            task == Task::Regress || given.per.is_none(),
-            "--per needs --task regress; classify has a class per sequence, label a class per row"
-        );
-        let windows = given.windows();
+        let given = &self.columns;
         let options = self.table.options(given.missing.clone())?;
         let train = SequenceTable::read(csv, options, |csv| given.sequence_column(csv))?;
-        given.check_sequences(&train)?;
-        let (label, features) = train.choose(label.as_deref(), features.as_deref())?;
-        let time = self.held_out_by(&train)?;
-        let categorical = categorical.as_deref().map(|names| train.find_all(names));
-        let categorical = categorical.transpose()?.unwrap_or_default();
-        let name = |column: usize| train.csv.column_key(column);
-        let is_known = |column: &usize| features.contains(column) || *column == label;
-        if let Some(&column) = categorical.iter().find(|column| !is_known(column)) {
-            let column = quote(&name(column));
-            bail!("--categorical names {column}, which is neither a feature nor the label");
-        }
-        let mut columns = LabelColumns {
-            sequence: train.sequence.map(name),
-            label: name(label),
-            classes: Vec::new(),
-            numeric: None,
-        };
-        if task == Task::Regress {
-            ensure!(
-                !categorical.contains(&label),
-                "--categorical names the label, but --task regress learns numbers"
-            );
-            let per = given.per.unwrap_or_else(|| labels::judge_per(&train, label));
-            // The scale follows from the training set, which is not known yet.
-            columns.numeric = Some(NumericLabel { per, mean: 0.0, deviation: 1.0 });
-        } else {
-            columns.classes = labels::classes(&train, label)?;
-            if !categorical.contains(&label) {
-                labels::check_classes(&train, label, &columns.classes)?;
-            }
-        }
-        let data = self.source(csv, &train, time)?;
-        let mut training = self.settings.started_with(&self.overrides)?;
-        let of_columns = SequenceTask { task, columns: &columns, windows };
+        let ChosenColumns { task, per, mut columns, features, categorical } =
+            given.choose(&train)?;
+        let windows = given.windows();
         if let Some(windows) = windows {
-            windows.check(of_columns.per(), self.model.direction)?;
+            windows.check(per, self.model.direction)?;
         }
+        let data = self.source(csv, &train)?;
+        let mut training = self.settings.started_with(&self.overrides)?;
+        let of_columns = SequenceTask { task, columns: &columns, per, windows };
         let split = SequenceSplit::new(train, &data, of_columns, training.seed)?;
-        if let Some(NumericLabel { per, .. }) = columns.numeric {
+        training.batch = self.batch.unwrap_or_else(|| default_batch(of_columns, &split));
+        if task == Task::Regress {
             let labels = LabelReader::new(&split.train, of_columns)?;
-            columns.numeric = Some(labels.numeric(per, &split.train_sequences)?);
+            columns.numeric = Some(labels.numeric(&split.train_sequences)?);
             training.loss = LossSetting::MeanSquared;
         }
         let features = split.train.features(&features, &categorical, &split.train_sequences)?;
@@ -254,25 +204,79 @@ impl TrainArgs {
     }
 
     /// Describes the files of a new run.
-    fn source(
-        &self,
-        csv: &Path,
-        train: &SequenceTable,
-        time: Option<String>,
-    ) -> Result<SequenceSource> {
+    fn source(&self, csv: &Path, train: &SequenceTable) -> Result<SequenceSource> {
         let Self { columns, valid, .. } = self;
         Ok(SequenceSource {
             train: canonical(csv)?,
             valid: valid.as_deref().map(canonical).transpose()?,
             holdout: valid.is_none().then_some(columns.holdout),
-            time,
+            time: train.time_columns(columns.time.as_deref())?,
             fingerprint: fingerprint([Some(csv), valid.as_deref()])?,
             format: TableFormat::of(&train.csv),
         })
     }
 }
 
+/// The rows of a batch of windows whose states are carried: 32, or so many that each reads eight
+/// windows or more. Fewer rows carry states further.
+fn default_batch(task: SequenceTask<'_>, split: &SequenceSplit) -> usize {
+    const MOST: usize = 32;
+    const WINDOWS: usize = 8;
+    let Some(WindowSettings { window, stride }) = task.carried() else { return MOST };
+    let count = |rows: &Range<usize>| rows.len().saturating_sub(window).div_ceil(stride) + 1;
+    let windows: usize = split.train_sequences.iter().map(count).sum();
+    (windows / WINDOWS).clamp(1, MOST)
+}
+
+/// The task and the columns of a table.
+struct ChosenColumns {
+    task: Task,
+    per: Per,
+    columns: LabelColumns,
+    /// Indices of the inputs.
+    features: Vec<usize>,
+    /// Indices of the columns that are categories, whatever their cells.
+    categorical: Vec<usize>,
+}
+
 impl SequenceColumnArgs {
+    /// Finds the columns in a table. The scale of labels that are numbers follows later, from the
+    /// training set.
+    fn choose(&self, train: &SequenceTable) -> Result<ChosenColumns> {
+        let task = self.task.context("expected a --task")?; // clap has asked for it
+        ensure!(
+            task == Task::Regress || self.per.is_none(),
+            "--per needs --task regress; classify has a class per sequence, label a class per row"
+        );
+        self.check_sequences(train)?;
+        let (label, features) = train.choose(self.label.as_deref(), self.features.as_deref())?;
+        let categorical = self.categorical.as_deref().map(|names| train.find_all(names));
+        let categorical = categorical.transpose()?.unwrap_or_default();
+        let name = |column: usize| train.csv.column_key(column);
+        let is_known = |column: &usize| features.contains(column) || *column == label;
+        if let Some(&column) = categorical.iter().find(|column| !is_known(column)) {
+            let column = quote(&name(column));
+            bail!("--categorical names {column}, which is neither a feature nor the label");
+        }
+        ensure!(
+            task != Task::Regress || !categorical.contains(&label),
+            "--categorical names the label, but --task regress learns numbers"
+        );
+        let (per, classes) = match task {
+            Task::Regress => {
+                (self.per.unwrap_or_else(|| labels::judge_per(train, label)), Vec::new())
+            }
+            Task::Classify => (Per::Sequence, labels::classes(train, label)?),
+            Task::Label => (Per::Row, labels::classes(train, label)?),
+        };
+        if task != Task::Regress && !categorical.contains(&label) {
+            labels::check_classes(train, label, &classes)?;
+        }
+        let sequence = train.sequence.map(name);
+        let columns = LabelColumns { sequence, label: name(label), classes, numeric: None };
+        Ok(ChosenColumns { task, per, columns, features, categorical })
+    }
+
     fn windows(&self) -> Option<WindowSettings> {
         let window = self.window?;
         Some(WindowSettings { window, stride: self.stride.unwrap_or(window) })
@@ -297,16 +301,24 @@ impl SequenceColumnArgs {
         }
     }
 
-    /// Refuses windows of sequences of one row, which a wrong sequence column gives.
+    /// Refuses sequences of one row, which a wrong sequence column gives. Says if the sequence
+    /// column has time stamps.
     fn check_sequences(&self, table: &SequenceTable) -> Result<()> {
-        let (Some(_), Some(column)) = (self.window, table.sequence) else { return Ok(()) };
+        let Some(column) = table.sequence else { return Ok(()) };
+        let name = quote(&table.csv.names[column]);
         ensure!(
-            table.sequences.iter().any(|rows| rows.len() > 1),
-            "{}: the sequence column {} names another sequence in each row, so nothing can be cut into windows; name the \
-             column with --sequence, or pass --sequence none if the whole file is one sequence",
+            table.sequences.len() < 2 || table.sequences.iter().any(|rows| rows.len() > 1),
+            "{}: the sequence column {name} names another sequence in each row; name the column of the sequences with \
+             --sequence, or pass --sequence none and --window if the whole file is one recording",
             table.shown,
-            quote(&table.csv.names[column])
         );
+        if TimeAxis::is_in(&table.csv, column) {
+            log(format_args!(
+                "{}: the sequence column {name} has time stamps, and the rows of each are taken as one sequence; \
+                 --sequence names another column",
+                table.shown
+            ));
+        }
         Ok(())
     }
 }

@@ -139,7 +139,7 @@ fn class_results(
 
 fn number_results(run: &SequenceRun, errors: &NumberErrors, baselines: &NumberBaselines) -> Value {
     json!({
-        "per": run.config.task_of_sequences().per(),
+        "per": run.config.task_of_sequences().per,
         "rmse": errors.rmse,
         "mae": errors.mae,
         "baselines": { "last": baselines.last, "mean": baselines.mean },
@@ -149,9 +149,9 @@ fn number_results(run: &SequenceRun, errors: &NumberErrors, baselines: &NumberBa
 /// Returns the network's errors on the validation set.
 fn number_errors(run: &SequenceRun, params: &Params, device: &Device) -> Result<NumberErrors> {
     let numeric = run.config.columns.numeric.context("the labels are numbers")?;
-    let (network, reader) = (Network::new(params.clone(), device)?, run.config.reader());
+    let (network, predictor) = (Network::new(params.clone(), device)?, run.config.predictor());
     let mut pairs = Vec::new();
-    run.examples.valid.for_each_output(&network, reader, |label, outputs| {
+    run.examples.valid.for_each_output(&network, predictor, |label, outputs| {
         if let Label::Number(scaled) = label {
             pairs.push((numeric.label(outputs[0]), numeric.label(scaled)));
         }
@@ -199,10 +199,11 @@ fn write_errors(
     writeln!(out, "root mean squared and mean absolute error, in the unit of {label}")?;
     let mut table = TextTable::new(["", "RMSE", "MAE"].map(str::to_owned).to_vec());
     for (name, errors) in [
-        (format!("GRU after epoch {}", best.epoch + 1), errors),
-        ("the label before".to_owned(), &baselines.last),
-        ("mean of the training labels".to_owned(), &baselines.mean),
+        (format!("GRU after epoch {}", best.epoch + 1), Some(errors)),
+        ("the label before".to_owned(), baselines.last.as_ref()),
+        ("mean of the training labels".to_owned(), Some(&baselines.mean)),
     ] {
+        let Some(errors) = errors else { continue };
         table.row(vec![name, format_sig3(errors.rmse), format_sig3(errors.mae)]);
     }
     write!(out, "{table}")?;

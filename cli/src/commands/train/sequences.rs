@@ -1,9 +1,9 @@
 //! [`SequenceRun`]: the sequences that `gru train` trains on, and the baseline.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use gru_wgpu::{Dataset, ParamLayout};
 
-use super::baselines::{Baselines, MajorityBaseline, NumberBaselines};
+use super::baselines::{Baselines, LabelOrder, MajorityBaseline, NumberBaselines};
 use super::config::{TrainConfig, TrainSettings};
 use super::curves::{CurvesMetric, CurvesText, draw_curves};
 use crate::commands::training_run::TrainingRun;
@@ -14,7 +14,7 @@ use crate::rundir::epochs::EpochMetrics;
 use crate::rundir::folder::KeptModel;
 use crate::rundir::settings::SettingsChange;
 use crate::ui::numbers::format_sig3;
-use crate::ui::output::{log, quote, some_of};
+use crate::ui::output::{log, quote, quote_path, some_of, warn};
 
 /// A run of `gru train`. It holds only numbers; the tables that they come from are freed after
 /// [`Self::new`].
@@ -28,12 +28,45 @@ impl SequenceRun {
     pub fn new(config: TrainConfig, split: SequenceSplit) -> Result<Self> {
         let task = config.task_of_sequences();
         let examples = split.into_examples(task, &config.features)?;
-        let SequenceExamples { train, valid, .. } = &examples;
+        let SequenceExamples { train, valid, last_before, is_latest, .. } = &examples;
         let baselines = match &config.columns.numeric {
-            Some(numeric) => Baselines::Numbers(NumberBaselines::new(numeric, task, valid)?),
+            Some(numeric) => {
+                let order = LabelOrder { last_before: *last_before, is_latest: *is_latest };
+                let numbers = NumberBaselines::new(numeric, task, valid, order);
+                let path = config.data.valid.as_ref().unwrap_or(&config.data.train);
+                let shown =
+                    || format!("{}: column {}", quote_path(path), quote(&config.columns.label));
+                Baselines::Numbers(numbers.with_context(shown)?)
+            }
             None => Baselines::Classes(MajorityBaseline::new(task, train, valid)?),
         };
         Ok(Self { config, examples, baselines })
+    }
+}
+
+impl SequenceRun {
+    /// Describes the windows, and warns if few of them continue others.
+    fn announce_windows(&self) {
+        let TrainConfig { windows, training, .. } = &self.config;
+        let Some(WindowSettings { window, stride }) = *windows else { return };
+        let count = self.examples.train.data().len();
+        if self.config.task_of_sequences().carried().is_none() {
+            log(format_args!(
+                "windows of {window} rows, {stride} apart: {count} to train on; each has the label of its last row"
+            ));
+            return;
+        }
+        let rows = training.batch.min(count);
+        let each = count.div_ceil(rows.max(1));
+        log(format_args!(
+            "windows of {window} rows, {stride} apart: {count} to train on, in batches of {rows} whose rows read {each} \
+             one after the other; the state is carried from window to window"
+        ));
+        if each < 4 && count > 1 {
+            warn(format_args!(
+                "the state is carried over {each} windows at most; a smaller --batch or --window carries it further"
+            ));
+        }
     }
 }
 
@@ -41,12 +74,15 @@ impl TrainingRun for SequenceRun {
     type Config = TrainConfig;
     type Settings = TrainSettings;
 
-    const EXAMPLES: &'static str = "sequences";
     const KEPT: KeptModel = KeptModel::Best;
-    const DATA_TABLES: &'static str = "[data]";
+    const DATA_TABLES: &'static str = "[data] or [windows]";
 
     fn config(&self) -> &TrainConfig {
         &self.config
+    }
+
+    fn examples_name(&self) -> &'static str {
+        if self.config.windows.is_some() { "windows" } else { "sequences" }
     }
 
     fn settings(&self) -> &TrainSettings {
@@ -86,33 +122,24 @@ impl TrainingRun for SequenceRun {
     }
 
     fn announce(&self) {
-        let TrainConfig { columns, features, windows, .. } = &self.config;
+        let TrainConfig { columns, features, .. } = &self.config;
+        let task = self.config.task_of_sequences();
         let inputs: usize = features.iter().map(|feature| feature.inputs()).sum();
         let SequenceExamples { train, valid, .. } = &self.examples;
         let [train_count, valid_count] = [train, valid].map(|set| set.sequences().len());
-        let label = quote(&columns.label);
-        let per = self.config.task_of_sequences().per().word();
+        let (label, labelled) = (quote(&columns.label), task.labelled());
         let labels = match columns.numeric {
             Some(NumericLabel { mean, deviation, .. }) => format!(
-                "numbers of {label}, one a {per}: mean {}, standard deviation {}",
+                "numbers of {label}, one a {labelled}: mean {}, standard deviation {}",
                 format_sig3(mean),
                 format_sig3(deviation)
             ),
-            None => format!("classes of {label}, one a {per}: {}", columns.classes.len()),
+            None => format!("classes of {label}, one a {labelled}: {}", columns.classes.len()),
         };
         log(format_args!(
             "sequences: {train_count} to train on, {valid_count} held out; inputs: {inputs}; {labels}"
         ));
-        if let Some(WindowSettings { window, stride }) = windows {
-            let carried = match self.config.task_of_sequences().carried() {
-                Some(_) => "the state is carried from window to window",
-                None => "the label of a window is that of its last row",
-            };
-            log(format_args!(
-                "windows of {window} rows, {stride} rows apart: {} to train on; {carried}",
-                train.data().len()
-            ));
-        }
+        self.announce_windows();
         for (column, words) in self.config.words() {
             let column = quote(column);
             log(format_args!("column {column} is read as words, of which there are {words}"));

@@ -13,9 +13,6 @@ pub trait TrainingRun {
     type Config: RunConfig;
     type Settings: TrainingSettings;
 
-    /// The name of the examples in the progress display.
-    const EXAMPLES: &'static str;
-
     /// The network that becomes the folder's model.
     const KEPT: KeptModel;
 
@@ -23,6 +20,9 @@ pub trait TrainingRun {
     const DATA_TABLES: &'static str;
 
     fn config(&self) -> &Self::Config;
+
+    /// Returns the name of the examples in the progress display.
+    fn examples_name(&self) -> &'static str;
 
     fn settings(&self) -> &Self::Settings;
 
@@ -53,5 +53,11 @@ pub trait TrainingRun {
 
 /// Returns the learner's configuration of a run.
 pub fn learner_config(run: &impl TrainingRun) -> LearnerConfig {
-    run.settings().learner_config(run.train().len())
+    run.settings().learner_config(updates_per_epoch(run))
+}
+
+/// Returns the number of updates in an epoch of a run.
+pub fn updates_per_epoch(run: &impl TrainingRun) -> u64 {
+    let LearnerConfig { loss, accumulation, .. } = run.settings().learner_config(1);
+    run.settings().trainer_config().updates(&run.train(), &loss, accumulation)
 }

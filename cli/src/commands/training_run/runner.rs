@@ -55,7 +55,7 @@ impl<'a, R: TrainingRun> Runner<'a, R> {
         let epochs = folder.map(|folder| EpochMetrics::read(&folder.metrics(), over));
         let (all, examples) = (trainer.config().epochs, run.train().len());
         let total = (all as u64).saturating_mul(examples as u64);
-        let progress = ProgressDisplay::new(total, all, R::EXAMPLES)?;
+        let progress = ProgressDisplay::new(total, all, run.examples_name())?;
         let monitor = RunMonitor::new(run, writer, epochs.unwrap_or_default(), progress);
         Ok(Self { trainer, monitor })
     }

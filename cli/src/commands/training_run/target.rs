@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::Result;
-use gru_wgpu::{Checkpoint, Dataset};
+use gru_wgpu::Checkpoint;
 
-use super::kind::TrainingRun;
+use super::kind::{TrainingRun, updates_per_epoch};
 use crate::rundir::checkpoints::{check_same, is_of};
 use crate::rundir::folder::{RunDir, RunLock};
 use crate::rundir::settings::{ResumableSettings, TrainingSettings};
@@ -86,10 +86,10 @@ fn resume(
 ) -> Result<Checkpoint> {
     let last = folder.read_checkpoint()?;
     check_config(run, folder, &last)?;
-    let examples = run.train().len();
+    let updates = updates_per_epoch(run);
     let (settings, changes) = run.settings_mut();
     let now = apply(settings.resumable());
-    settings.resume(changes, last, examples, now)
+    settings.resume(changes, last, updates, now)
 }
 
 fn check_config<R: TrainingRun>(
@@ -97,10 +97,10 @@ fn check_config<R: TrainingRun>(
     folder: &RunDir,
     checkpoint: &Checkpoint,
 ) -> Result<()> {
-    let examples = run.train().len();
+    let updates = updates_per_epoch(run);
     let (settings, changes) = run.settings_mut();
-    let is_same = settings.match_checkpoint(checkpoint, changes, examples);
-    let key = settings.changed_key(checkpoint, examples);
+    let is_same = settings.match_checkpoint(checkpoint, changes, updates);
+    let key = settings.changed_key(checkpoint, updates);
     let (layout, before) = (run.layout()?, checkpoint.state.params.layout());
     let model = format!("[model], before {},", before.config());
     check_same(

@@ -1,4 +1,4 @@
-//! [`Predicted`]: what the predictions of classes and of numbers share.
+//! [`PredictedTable`]: what the predictions of classes and of numbers share.
 
 use anyhow::Result;
 
@@ -7,14 +7,14 @@ use crate::data::labels::LabelReader;
 use crate::data::table::SequenceTable;
 
 /// A run's model and the file that it predicts.
-pub struct Predicted<'a> {
+pub struct PredictedTable<'a> {
     pub config: &'a TrainConfig,
     pub table: &'a SequenceTable,
     /// `None` if the file has no label column.
     pub labels: Option<LabelReader<'a>>,
 }
 
-impl Predicted<'_> {
+impl PredictedTable<'_> {
     /// Writes a row for each output, with the columns `header` after the sequence's name and, if a
     /// sequence has several outputs, the step. `cells` returns these columns of output `at` of a
     /// sequence.
@@ -24,7 +24,7 @@ impl Predicted<'_> {
         sequences: impl Iterator<Item = (&'s [usize], T)>,
         cells: impl Fn(&T, usize) -> Vec<String>,
     ) -> Result<Vec<u8>> {
-        let has_steps = self.config.reader().has_several();
+        let has_steps = self.config.predictor().has_several();
         let steps = if has_steps { vec!["step".to_owned()] } else { vec![] };
         let mut header = [steps, header].concat();
         if let Some(sequence) = self.table.sequence {

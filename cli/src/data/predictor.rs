@@ -1,4 +1,4 @@
-//! [`Reader`]: runs a network over sequences, whole or in windows.
+//! [`Predictor`]: runs a network over sequences, whole or in windows.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use crate::data::features::{Per, SequenceTask, WindowSettings};
 
 /// How a network reads sequences.
 #[derive(Clone, Copy, Debug)]
-pub struct Reader {
+pub struct Predictor {
     per: Per,
     windows: Option<WindowSettings>,
     /// Sequences or windows per batch.
@@ -24,9 +24,9 @@ pub struct SequenceOutputs {
     pub outputs: Array2<f32>,
 }
 
-impl Reader {
+impl Predictor {
     pub fn new(task: SequenceTask<'_>, batch: usize) -> Self {
-        Self { per: task.per(), windows: task.windows, batch }
+        Self { per: task.per, windows: task.windows, batch }
     }
 
     /// Returns the number of sequences or windows per batch.
