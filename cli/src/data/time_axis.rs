@@ -312,7 +312,8 @@ impl TimeColumn {
             let cell = |row: usize| csv.row(row).cell(day);
             groups.iter().any(|rows| rows.windows(2).any(|pair| cell(pair[0]) == cell(pair[1])))
         };
-        if let Some(day) = all.iter_mut().find(|day| day.has_days_only(csv) && repeats(day.index)) {
+        let is_open = |day: &&mut Self| day.has_days_only(csv) && repeats(day.index);
+        if let Some(day) = all.iter_mut().find(is_open) {
             day.time_of_day = Some(time.index);
             all.retain(|column| column.index != time.index);
         }
