@@ -161,7 +161,8 @@ fn number_errors(run: &SequenceRun, params: &Params, device: &Device) -> Result<
 
 fn write_held_out(run: &SequenceRun, best: &BestNetwork, out: &mut impl Write) -> Result<()> {
     let (count, sequences) = (best.validation.counted, run.examples.valid.sequences().len());
-    writeln!(out, "held out: {sequences} sequences, {count} labels")?;
+    let plural = if sequences == 1 { "" } else { "s" };
+    writeln!(out, "held out: {sequences} sequence{plural}, {count} labels")?;
     Ok(())
 }
 
