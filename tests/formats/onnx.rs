@@ -521,7 +521,9 @@ fn expanded_zeros_count_as_no_state() {
             .map(|model| model.h0)
     };
     assert_eq!(read(0.0).unwrap(), OptionalInput::Nothing);
-    assert!(matches!(read(1.0).unwrap(), OptionalInput::AtRun(words) if words.contains("Expand")));
+    assert!(
+        matches!(read(1.0).unwrap(), OptionalInput::AtRun(words) if words == "the shape of `x`")
+    );
 }
 
 /// A Reshape that would move numbers, or whose sizes are ambiguous, ends a stack.
@@ -613,4 +615,205 @@ fn inserted_and_removed_axes_are_followed() {
         let error = read(op, axes, dims).unwrap_err().to_string();
         assert!(error.contains(expected), "{op} {axes:?}: {error}");
     }
+}
+
+/// Encodes a FunctionProto.
+fn function(name: &str, inputs: &[&str], outputs: &[&str], nodes: &[Vec<u8>]) -> Vec<u8> {
+    let inputs = inputs.iter().flat_map(|name| bytes(4, name.as_bytes())).collect();
+    let outputs = outputs.iter().flat_map(|name| bytes(5, name.as_bytes())).collect();
+    let nodes = nodes.iter().flat_map(|node| bytes(7, node)).collect();
+    [bytes(1, name.as_bytes()), inputs, outputs, nodes, bytes(10, b"my")].concat()
+}
+
+/// Encodes a node that calls a function.
+fn call(
+    name: &str,
+    of: &str,
+    inputs: &[&str],
+    outputs: &[&str],
+    attributes: &[Vec<u8>],
+) -> Vec<u8> {
+    [node(of, inputs, outputs, attributes), bytes(3, name.as_bytes()), bytes(7, b"my")].concat()
+}
+
+/// Encodes a node with a name.
+fn named(name: &str, node: Vec<u8>) -> Vec<u8> {
+    [node, bytes(3, name.as_bytes())].concat()
+}
+
+/// An attribute of a function's node that has the value of the call's attribute.
+fn referring(name: &str, to: &str) -> Vec<u8> {
+    attribute(name, [int(20, 2), bytes(21, to.as_bytes())].concat())
+}
+
+fn with_functions(model: Vec<u8>, functions: &[Vec<u8>]) -> Vec<u8> {
+    let functions: Vec<u8> = functions.iter().flat_map(|one| bytes(25, one)).collect();
+    [model, functions].concat()
+}
+
+/// GRUs in functions are named by the call. Two layers in two calls are a stack.
+#[test]
+fn grus_in_functions_are_read() {
+    let gru = named(
+        "gru",
+        node("GRU", &["a", "w", "r"], &["y"], &[referring("linear_before_reset", "after")]),
+    );
+    let encoder = function("Encoder", &["a", "w", "r"], &["y"], &[gru]);
+    // A function that calls a function, and computes a weight.
+    let inner = call("inner", "Encoder", &["a", "w1", "r"], &["y"], &[referring("after", "outer")]);
+    let identity = node("Identity", &["w"], &["w1"], &[]);
+    let outer = function("Outer", &["a", "w", "r"], &["y"], &[identity, inner]);
+    let squeeze = node("Squeeze", &["y1", "one"], &["x2"], &[]);
+    let after = |value: i64| attribute("after", int(3, value));
+    let nodes = [
+        call("first", "Encoder", &["x", "W", "R"], &["y1"], &[after(1)]),
+        squeeze,
+        call("second", "Outer", &["x2", "W2", "R"], &["y2"], &[attribute("outer", int(3, 1))]),
+    ];
+    let tensors = [weights(), vec![zeros("W2", &[1, 6, 2]), integers("one", &[1])]].concat();
+    let model = with_functions(model(&nodes, &tensors), &[encoder.clone(), outer]);
+    let read = read(&model);
+    assert_eq!(read.nodes, ["first/gru", "second/inner/gru"]);
+    let config = read.params.layout().config();
+    assert_eq!((config.layers, config.reset), (2, gru_wgpu::Reset::After));
+    // Without the attribute the default holds; a second call is another GRU.
+    let nodes = [
+        call("first", "Encoder", &["x", "W", "R"], &["y1"], &[]),
+        call("", "Encoder", &["x", "W", "R"], &["other"], &[]),
+    ];
+    let model = with_functions(crate::common::proto::model(&nodes, &weights()), &[encoder]);
+    let names = onnx::read_names(Cursor::new(&model)).unwrap();
+    assert_eq!(names, ["first/gru", "other/gru"]);
+    let options = onnx::OnnxOptions::new().with_node("other/gru");
+    let read = onnx::read(Cursor::new(&model), &options).unwrap();
+    assert_eq!(read.params.layout().config().reset, gru_wgpu::Reset::Before);
+}
+
+/// GRUs in the branches of an If, with weights inside and outside.
+#[test]
+fn grus_in_inner_graphs_are_read_under_their_path() {
+    let body = |weight: Vec<u8>, gru: Vec<u8>| bytes(6, &graph(&[gru], &[weight]));
+    let then_gru = named("gru", node("GRU", &["x", "W", "R"], &["y"], &[]));
+    let else_gru = node("GRU", &["x", "W", "R2"], &["y"], &[]);
+    let branches = [
+        attribute("then_branch", body(floats("W", &[1, 6, 1], &[1.0; 6]), then_gru)),
+        attribute("else_branch", body(zeros("R2", &[1, 6, 2]), else_gru)),
+    ];
+    let nodes = [named("choice", node("If", &["c"], &["out"], &branches))];
+    let model = model(&nodes, &weights());
+    let names = onnx::read_names(Cursor::new(&model)).unwrap();
+    assert_eq!(names, ["choice/then_branch/gru", "choice/else_branch/y"]);
+    let weight = |node: &str| {
+        let options = onnx::OnnxOptions::new().with_node(node);
+        let model = onnx::read(Cursor::new(&model), &options).unwrap();
+        model.params.to_cells()[0].to_onnx().0[[0, 0]]
+    };
+    // The inner W hides the outer one.
+    assert_eq!((weight(&names[0]), weight(&names[1])), (1.0, 0.0));
+}
+
+#[test]
+fn functions_without_end_are_refused() {
+    let refused = |functions: &[Vec<u8>]| {
+        let calls = [call("c", "F0", &["x"], &["y"], &[])];
+        let model = with_functions(model(&calls, &weights()), functions);
+        onnx::read(Cursor::new(&model), &onnx::OnnxOptions::new()).unwrap_err().to_string()
+    };
+    let itself = function("F0", &["x"], &["y"], &[call("", "F0", &["x"], &["y"], &[])]);
+    assert!(refused(&[itself]).contains("is nested in more than 16 functions"));
+    // Each function calls the next one twelve times.
+    let many: Vec<_> = (0..12)
+        .map(|at| {
+            let next = format!("F{}", at + 1);
+            let calls: Vec<_> =
+                (0..12).map(|i| call("", &next, &["x"], &[&format!("y{i}")], &[])).collect();
+            function(&format!("F{at}"), &["x"], &["y0"], &calls)
+        })
+        .collect();
+    let message = refused(&many);
+    assert!(message.contains("times the size of the model"), "{message}");
+}
+
+/// Weights of 8 bits, with one scale, and with one for each gate's row.
+#[test]
+fn quantized_weights_are_read() {
+    let signed = |name: &str, dims: &[i64], values: &[i8]| {
+        let raw: Vec<u8> = values.iter().map(|&value| value as u8).collect();
+        tensor(name, dims, 3, bytes(9, &raw))
+    };
+    let read = |scale: Vec<u8>, zero: Option<Vec<u8>>, axis: i64| {
+        let inputs = if zero.is_some() { vec!["q", "s", "z"] } else { vec!["q", "s"] };
+        let nodes = [
+            node("GRU", &["x", "W", "R"], &["y"], &[]),
+            node("DequantizeLinear", &inputs, &["W"], &[attribute("axis", int(3, axis))]),
+        ];
+        let held = signed("q", &[1, 6, 1], &[-128, -1, 0, 1, 2, 127]);
+        let tensors = [vec![held, zeros("R", &[1, 6, 2]), scale], zero.into_iter().collect()];
+        let model =
+            onnx::read(Cursor::new(&model(&nodes, &tensors.concat())), &onnx::OnnxOptions::new())?;
+        let (w, _, _) = model.params.to_cells()[0].to_onnx();
+        Ok::<_, Error>(w.into_raw_vec_and_offset().0)
+    };
+    let one = || floats("s", &[], &[0.5]);
+    assert_eq!(read(one(), None, 1).unwrap(), [-64.0, -0.5, 0.0, 0.5, 1.0, 63.5]);
+    let zero = signed("z", &[], &[-1]);
+    assert_eq!(read(one(), Some(zero), 1).unwrap(), [-63.5, 0.0, 0.5, 1.0, 1.5, 64.0]);
+    let scales = floats("s", &[6], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let zeros = signed("z", &[6], &[0, 0, 1, 0, 0, 127]);
+    assert_eq!(
+        read(scales.clone(), Some(zeros), -2).unwrap(),
+        [-128.0, -2.0, -3.0, 4.0, 10.0, 0.0]
+    );
+    let message = read(scales, None, 0).unwrap_err().to_string();
+    assert!(message.contains("does not fit x; expected 1 numbers"), "{message}");
+}
+
+/// A state that is expanded from a constant, or filled with one, is a constant.
+#[test]
+fn states_of_expanded_constants_are_constants() {
+    let read = |nodes: &[Vec<u8>], more: &[Vec<u8>]| {
+        let gru = node("GRU", &["x", "W", "R", "", "", "h0"], &["y"], &[]);
+        let nodes = [&[gru], nodes].concat();
+        let model = model(&nodes, &[&weights()[..], more].concat());
+        onnx::read(Cursor::new(&model), &onnx::OnnxOptions::new()).map(|model| model.h0)
+    };
+    let expand = node("Expand", &["one", "shape"], &["h0"], &[]);
+    let one = floats("one", &[2], &[1.0, 2.0]);
+    let shape = integers("shape", &[1, 3, 1]);
+    let expected = array![[[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]];
+    assert_eq!(
+        read(std::slice::from_ref(&expand), &[one.clone(), shape]).unwrap(),
+        OptionalInput::Constant(expected)
+    );
+    let value = attribute("value", bytes(5, &floats("", &[1], &[0.25])));
+    let filled = node("ConstantOfShape", &["shape"], &["h0"], &[value]);
+    let expected = OptionalInput::Constant(ndarray::Array3::from_elem((1, 3, 2), 0.25));
+    assert_eq!(
+        read(std::slice::from_ref(&filled), &[integers("shape", &[1, 3, 2])]).unwrap(),
+        expected
+    );
+    // Shapes that do not fit, or would take all memory, are refused.
+    let message =
+        read(std::slice::from_ref(&expand), &[one.clone(), integers("shape", &[1, 3, 5])]);
+    assert!(message.unwrap_err().to_string().contains("cannot be expanded to [1, 3, 5]"));
+    for node in [expand, filled] {
+        let shape = integers("shape", &[1 << 20, 1 << 20, 1]);
+        let message = read(&[node], &[one.clone(), shape]).unwrap_err().to_string();
+        assert!(message.contains("times the size of the model's files"), "{message}");
+    }
+}
+
+/// PyTorch computes reset after the product; its exporters have lost the attribute.
+#[test]
+fn reset_before_in_a_file_of_pytorch_is_noted() {
+    let gru = |after: i64| {
+        let attributes = [attribute("linear_before_reset", int(3, after))];
+        node("GRU", &["x", "W", "R"], &["y"], &attributes)
+    };
+    let read = |after: i64, producer: &str| {
+        let model = [bytes(2, producer.as_bytes()), model(&[gru(after)], &weights())].concat();
+        read(&model).notes
+    };
+    assert!(read(0, "pytorch")[0].contains("linear_before_reset"));
+    assert!(read(1, "pytorch").is_empty() && read(0, "keras").is_empty());
 }

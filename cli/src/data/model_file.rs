@@ -104,10 +104,11 @@ impl ModelSelection {
         let options = onnx::OnnxOptions::new()
             .with_node(self.node.as_deref())
             .with_non_finite(self.allow_non_finite);
-        let onnx::OnnxModel { params, nodes, h0, lengths, external_data, .. } =
+        let onnx::OnnxModel { params, nodes, h0, lengths, external_data, notes, .. } =
             onnx::load(path, &options).map_err(of_file(path))?;
         let nodes: Vec<_> = nodes.iter().map(|name| quote(name)).collect();
         log(format_args!("nodes: {}", nodes.join(", ")));
+        notes.iter().for_each(|note| log(format_args!("{}: {note}", quote_path(path))));
         Ok(LoadedModel { params, h0, lengths, external_data })
     }
 }

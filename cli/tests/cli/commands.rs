@@ -359,7 +359,7 @@ fn wrong_input_is_reported_and_writes_no_file() {
         (
             with(&["--node", "gru_l7"]),
             &[
-                "`model.onnx`: its top-level graph holds no GRU `gru_l7`; choose one by its node: `gru_l0..gru_l1`",
+                "`model.onnx`: its graph holds no GRU `gru_l7`; choose one by its node: `gru_l0..gru_l1`",
             ],
         ),
         (with(&["--prefix", "a"]), &["--prefix is for .safetensors files"]),

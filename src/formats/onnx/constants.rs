@@ -93,6 +93,8 @@ impl<'a> ConstantFolding<'a> {
                 match node.op() {
                     "Constant" => return self.constant(&node),
                     "Shape" => return self.shape(&node),
+                    "Expand" => return self.expand(&node, depth),
+                    "ConstantOfShape" => return self.constant_of_shape(&node, depth),
                     _ => {}
                 }
                 let Some(operation) = Operation::of(&node) else {
@@ -115,6 +117,79 @@ impl<'a> ConstantFolding<'a> {
                 Ok(KnownValue::Constant(Rc::new(result)))
             }
         }
+    }
+
+    /// Evaluates an Expand node: broadcasts its first input to a shape.
+    fn expand(&self, node: &NodeProto, depth: usize) -> Result<KnownValue> {
+        let input = |index: usize| node.connected(index).unwrap_or_default();
+        let value = match self.known_at(input(0), depth + 1)? {
+            KnownValue::Constant(value) => value,
+            at_run => return Ok(at_run),
+        };
+        let target = match self.shape_operand(input(1), depth)? {
+            Ok(target) => target,
+            Err(source) => return Ok(KnownValue::AtRun(source)),
+        };
+        let wrong = || {
+            let from = value.shape();
+            Error::format(format!("an array of shape {from:?} cannot be expanded to {target:?}"))
+        };
+        let shape = broadcast_shape(value.shape(), &target).ok_or_else(wrong)?;
+        self.spend_elements(&shape)?;
+        let dim = IxDyn(&shape);
+        Ok(KnownValue::Constant(Rc::new(match &*value {
+            Value::Floats(floats) => {
+                Value::Floats(floats.broadcast(dim).ok_or_else(wrong)?.to_owned())
+            }
+            Value::Integers(integers) => {
+                Value::Integers(integers.broadcast(dim).ok_or_else(wrong)?.to_owned())
+            }
+        })))
+    }
+
+    /// Evaluates a ConstantOfShape node: an array filled with one number, 0 by default.
+    fn constant_of_shape(&self, node: &NodeProto, depth: usize) -> Result<KnownValue> {
+        let target = match self.shape_operand(node.connected(0).unwrap_or_default(), depth)? {
+            Ok(target) => target,
+            Err(source) => return Ok(KnownValue::AtRun(source)),
+        };
+        self.spend_elements(&target)?;
+        let fill = match node.attribute("value")?.and_then(|attribute| attribute.t) {
+            None => Value::Floats(shaped(vec![0.0], false)),
+            Some(tensor) => tensor::value(&self.graph.decode(&tensor)?, &self.graph.storage)?,
+        };
+        let empty = || Error::format("its value holds no number".to_owned());
+        let dim = IxDyn(&target);
+        Ok(KnownValue::Constant(Rc::new(match &fill {
+            Value::Floats(floats) => {
+                Value::Floats(ArrayD::from_elem(dim, *floats.first().ok_or_else(empty)?))
+            }
+            Value::Integers(integers) => {
+                Value::Integers(ArrayD::from_elem(dim, *integers.first().ok_or_else(empty)?))
+            }
+        })))
+    }
+
+    /// Returns the sizes that a value holds, or the source of a value that is not constant.
+    fn shape_operand(
+        &self,
+        value: &str,
+        depth: usize,
+    ) -> Result<std::result::Result<Vec<usize>, String>> {
+        let wrong = || Error::format(format!("{} is no shape", quote(value)));
+        match self.known_at(value, depth + 1)? {
+            KnownValue::AtRun(source) => Ok(Err(source)),
+            KnownValue::Constant(value) => {
+                let sizes: Vec<_> = value.integers().ok_or_else(wrong)?.iter().copied().collect();
+                Ok(Ok(tensor::shape(&sizes)?.0))
+            }
+        }
+    }
+
+    /// Charges an array of this shape to the memory budget, before it is made.
+    fn spend_elements(&self, shape: &[usize]) -> Result<()> {
+        let count = shape.iter().try_fold(2usize, |product, &size| product.checked_mul(size));
+        self.graph.storage.spend_budget(count.unwrap_or(usize::MAX / 8))
     }
 
     fn tensor(&self, tensor: &TensorProto) -> Result<KnownValue> {
@@ -219,4 +294,18 @@ impl<'a> ConstantFolding<'a> {
 fn shaped<T>(numbers: Vec<T>, scalar: bool) -> ArrayD<T> {
     let shape = if scalar { IxDyn(&[]) } else { IxDyn(&[numbers.len()]) };
     ArrayD::from_shape_vec(shape, numbers).expect("the shape has the numbers' length")
+}
+
+/// Returns the shape of an array of `shape` after it is broadcast together with `target`, as
+/// ONNX's Expand does.
+fn broadcast_shape(shape: &[usize], target: &[usize]) -> Option<Vec<usize>> {
+    let axes = shape.len().max(target.len());
+    let size =
+        |of: &[usize], axis: usize| (axis + of.len()).checked_sub(axes).map_or(1, |axis| of[axis]);
+    (0..axes)
+        .map(|axis| match (size(shape, axis), size(target, axis)) {
+            (1, other) | (other, 1) => Some(other),
+            (a, b) => (a == b).then_some(a),
+        })
+        .collect()
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use prost::Message;
 use prost::bytes::Bytes;
 
+use super::inline::inlined;
 use super::proto::{
     AttributeProto, Dimension, GraphProto, ModelProto, NodeProto, StringStringEntryProto,
     TensorHead, ValueInfoProto, decode,
@@ -16,7 +17,7 @@ use super::tensor::TensorReader;
 use crate::error::{Error, Result, quote};
 use crate::formats::metadata::CONFIG_KEY;
 
-/// The top-level graph of a model.
+/// The graph of a model, with the nodes of its functions and inner graphs.
 pub(super) struct Graph {
     /// Encoded [`NodeProto`]s, in the model's order.
     nodes: Vec<Bytes>,
@@ -31,6 +32,8 @@ pub(super) struct Graph {
     pub storage: TensorReader,
     /// The configuration that a model written by this crate stores in its metadata.
     pub config_text: Option<String>,
+    /// The program that wrote the model.
+    pub producer: String,
 }
 
 /// The producer of a value.
@@ -54,6 +57,7 @@ impl Graph {
         let model: ModelProto = decode(&bytes)?;
         let no_graph = || Error::format("it has no graph; is it an ONNX model?".to_owned());
         let graph: GraphProto = decode(&model.graph.ok_or_else(no_graph)?)?;
+        let graph = inlined(graph, &model.functions, bytes.len())?;
         let producers = producers(&graph)?;
         let mut infos = HashMap::new();
         for info in graph.input.into_iter().chain(graph.value_info) {
@@ -65,7 +69,8 @@ impl Graph {
             let entry: StringStringEntryProto = decode(entry)?;
             config_text = (entry.key == CONFIG_KEY).then_some(entry.value).or(config_text);
         }
-        Ok(Self { nodes: graph.node, producers, infos, decode_budget, storage, config_text })
+        let (nodes, producer) = (graph.node, model.producer_name);
+        Ok(Self { nodes, producers, infos, decode_budget, storage, config_text, producer })
     }
 
     /// The number of nodes.

@@ -64,11 +64,7 @@ impl GruNodes {
             None => None,
         };
         chosen.ok_or_else(|| Error::Choice {
-            within: match self.nodes.is_empty() {
-                true => "its top-level graph (GRUs inside functions, If and Loop are not read)",
-                false => "its top-level graph",
-            }
-            .to_owned(),
+            within: "its graph".to_owned(),
             of: "GRU",
             asked: asked.map(str::to_owned),
             found: self.stack_names(),

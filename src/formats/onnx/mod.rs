@@ -20,8 +20,9 @@
 //! The reader supports the operator GRU up to opset 22, except `clip`, activations that
 //! [`Activation`] does not have, and different activations in the two directions. An error names
 //! each of these. W, R and B must be constants of the model: initializers, Constant nodes, or
-//! external data in the model's folder. Nodes may slice, concatenate and rearrange them, as
-//! exporters do. Only the model's top-level graph is read.
+//! external data in the model's folder. Nodes may slice, concatenate, rearrange, expand and
+//! dequantize them, as exporters do. GRUs in functions and in the inner graphs of If, Loop and Scan
+//! are read too, under the path to them: `call/gru`, `node/then_branch/gru`.
 //!
 //! GRU nodes are layers of one stack under three conditions. The nodes between them provably move
 //! every element of one Y to the same time step, row and feature of the next X. The GRUs have the
@@ -32,6 +33,7 @@
 mod constants;
 mod graph;
 mod grus;
+mod inline;
 mod node;
 mod operations;
 mod proto;
@@ -54,7 +56,7 @@ use super::files::{self, ByteSource};
 use super::metadata::read_config;
 use crate::error::{Error, Result};
 use crate::formats::cell::Cell;
-use crate::spec::config::{Bias, GruConfig, Layout, Update};
+use crate::spec::config::{Bias, GruConfig, Layout, Reset, Update};
 use crate::spec::params::Params;
 
 pub use self::node::OptionalInput;
@@ -107,6 +109,8 @@ pub struct OnnxModel {
     pub lengths: OptionalInput<Vec<usize>>,
     /// The files of external data that were read.
     pub external_data: Vec<PathBuf>,
+    /// What is odd about the model, for its user to read.
+    pub notes: Vec<String>,
 }
 
 /// Reads a GRU: one node, or a stack of nodes in which each reads the output of the one before.
@@ -191,7 +195,16 @@ fn read_graph(constants: &ConstantFolding<'_>, options: &OnnxOptions) -> Result<
         h0: joined_h0(h0, &config)?,
         lengths: first.lengths(constants)?,
         external_data: constants.graph.storage.files(),
+        notes: notes(&constants.graph.producer, &config),
     })
+}
+
+/// Returns what is odd about a model of this configuration that `producer` wrote.
+fn notes(producer: &str, config: &GruConfig) -> Vec<String> {
+    let is_odd = producer == "pytorch" && config.reset == Reset::Before;
+    let note = "the reset gate acts before the product, as the file says (linear_before_reset is 0), but PyTorch, \
+                which wrote it, computes it after the product";
+    is_odd.then(|| note.to_owned()).into_iter().collect()
 }
 
 /// Returns the parameters of a model written by this crate, in the configuration they had before

@@ -9,8 +9,8 @@ use super::proto::{NodeProto, data_type};
 use super::tensor::{MAX_AXES, Value};
 use crate::error::{Error, Result};
 
-/// The supported operators. All of them only move elements, except Cast, and Mul, with which
-/// exporters compute indices.
+/// The supported operators. All of them only move elements, except Cast, DequantizeLinear, and Mul,
+/// with which exporters compute indices.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Operation {
     Identity,
@@ -24,6 +24,7 @@ pub(super) enum Operation {
     Split,
     /// Mul of integers.
     Mul,
+    DequantizeLinear,
 }
 
 /// The values of a node's inputs; `None` for an input that is not connected.
@@ -43,6 +44,7 @@ impl Operation {
             "Reshape" => Self::Reshape,
             "Split" => Self::Split,
             "Mul" => Self::Mul,
+            "DequantizeLinear" => Self::DequantizeLinear,
             _ => return None,
         })
     }
@@ -55,6 +57,7 @@ impl Operation {
             .ok_or_else(|| Error::format("its first input is not connected"))?;
         match (&**first, self) {
             (value, Self::Cast) => cast(value, node.integer("to", 0)?),
+            (value, Self::DequantizeLinear) => dequantized(value, node, inputs),
             (value, Self::Mul) => multiplied(value, inputs.get(1).and_then(Option::as_ref)),
             (Value::Floats(_), _) => {
                 let arrays: Option<Vec<_>> = inputs.iter().map(|i| i.as_ref()?.floats()).collect();
@@ -79,7 +82,7 @@ impl Operation {
     ) -> Result<ArrayD<T>> {
         let array = first.ok_or_else(|| Error::format("its first input has another type"))?;
         let moved = match self {
-            Self::Identity | Self::Cast | Self::Mul => array.clone(),
+            Self::Identity | Self::Cast | Self::Mul | Self::DequantizeLinear => array.clone(),
             Self::Slice => sliced(array, node, inputs)?,
             Self::Concat => {
                 let all = all.ok_or_else(|| {
@@ -302,6 +305,41 @@ fn multiplied(value: &Value, by: Option<&Rc<Value>>) -> Result<Value> {
         .filter(|_| one.len() == 1)
         .ok_or_else(|| Error::format("neither factor of Mul is a single number"))?;
     Ok(Value::Integers(many.mapv(|number| number.saturating_mul(*factor))))
+}
+
+/// Returns (x − zero point) · scale. Scale and zero point are single numbers, or have one for each
+/// index of the axis.
+fn dequantized(value: &Value, node: &NodeProto, inputs: NodeInputs<'_>) -> Result<Value> {
+    if node.integer("block_size", 0)? != 0 {
+        return Err(Error::format("DequantizeLinear with a block_size is not supported"));
+    }
+    let integers = value.integers();
+    let x = integers.ok_or_else(|| Error::format("its x has floats; expected integers"))?;
+    let input = |index: usize| inputs.get(index).and_then(Option::as_ref);
+    let scale = input(1).and_then(|scale| scale.floats());
+    let scale = scale.ok_or_else(|| Error::format("its x_scale has no floats"))?;
+    let zero = input(2).map(|zero| {
+        let zero = zero.integers();
+        zero.ok_or_else(|| Error::format("its x_zero_point has floats; expected integers"))
+    });
+    let zero = zero.transpose()?;
+    let along = match scale.len() {
+        1 => None,
+        _ => Some(axis_of(node.integer("axis", 1)?, x.ndim())?),
+    };
+    let expected = along.map_or(1, |axis| x.len_of(axis));
+    if scale.len() != expected || zero.is_some_and(|zero| zero.len() != expected) {
+        return Err(Error::format(format!(
+            "its x_scale or x_zero_point does not fit x; expected {expected} numbers"
+        )));
+    }
+    let scales: Vec<_> = scale.iter().copied().collect();
+    let zeros: Vec<_> =
+        zero.map_or_else(|| vec![0; expected], |zero| zero.iter().copied().collect());
+    Ok(Value::Floats(ArrayD::from_shape_fn(x.raw_dim(), |at| {
+        let along = along.map_or(0, |axis| at[axis.index()]);
+        x[&at].saturating_sub(zeros[along]) as f32 * scales[along]
+    })))
 }
 
 /// Casts the elements to an ONNX data type and keeps them as f32 or i64.

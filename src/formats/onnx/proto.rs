@@ -3,7 +3,7 @@
 //! It is written by hand instead of generated from the 900 lines of the whole file: protocol
 //! buffers skip unknown fields, so a reader needs only the fields it uses. A nested message stays
 //! undecoded bytes, a view into the file, until it is used. So a file of millions of empty messages
-//! does not become millions of structs, and nested graphs are never decoded.
+//! does not become millions of structs.
 
 use prost::Message;
 use prost::bytes::Bytes;
@@ -42,6 +42,28 @@ pub struct ModelProto {
     /// Encoded [`StringStringEntryProto`]s.
     #[prost(bytes = "bytes", repeated, tag = "14")]
     pub metadata_props: Vec<Bytes>,
+    /// Encoded [`FunctionProto`]s.
+    #[prost(bytes = "bytes", repeated, tag = "25")]
+    pub functions: Vec<Bytes>,
+}
+
+/// A function of the model: nodes that stand for a node of its name.
+#[derive(Clone, PartialEq, Message)]
+pub struct FunctionProto {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, repeated, tag = "4")]
+    pub input: Vec<String>,
+    #[prost(string, repeated, tag = "5")]
+    pub output: Vec<String>,
+    /// Encoded [`NodeProto`]s.
+    #[prost(bytes = "bytes", repeated, tag = "7")]
+    pub node: Vec<Bytes>,
+    #[prost(string, tag = "10")]
+    pub domain: String,
+    /// Encoded [`AttributeProto`]s: attributes with default values.
+    #[prost(bytes = "bytes", repeated, tag = "11")]
+    pub attribute_proto: Vec<Bytes>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -111,6 +133,9 @@ pub struct AttributeProto {
     /// An encoded [`TensorProto`].
     #[prost(bytes = "bytes", optional, tag = "5")]
     pub t: Option<Bytes>,
+    /// An encoded [`GraphProto`]: an inner graph of If, Loop or Scan.
+    #[prost(bytes = "bytes", optional, tag = "6")]
+    pub g: Option<Bytes>,
     #[prost(float, repeated, packed = "false", tag = "7")]
     pub floats: Vec<f32>,
     #[prost(int64, repeated, packed = "false", tag = "8")]
@@ -120,6 +145,9 @@ pub struct AttributeProto {
     /// One of [`attribute_type`], or 0 if absent.
     #[prost(int32, tag = "20")]
     pub r#type: i32,
+    /// In a function: the attribute of the call that has the value.
+    #[prost(string, tag = "21")]
+    pub ref_attr_name: String,
 }
 
 /// `AttributeProto.AttributeType`
@@ -171,6 +199,10 @@ pub struct TensorProto {
 /// `TensorProto.DataType`
 pub mod data_type {
     pub const FLOAT: i32 = 1;
+    pub const UINT8: i32 = 2;
+    pub const INT8: i32 = 3;
+    pub const UINT16: i32 = 4;
+    pub const INT16: i32 = 5;
     pub const INT32: i32 = 6;
     pub const INT64: i32 = 7;
     pub const BOOL: i32 = 9;

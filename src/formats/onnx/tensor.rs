@@ -128,7 +128,7 @@ pub(super) fn shape(dims: &[i64]) -> Result<(Vec<usize>, usize)> {
 pub(super) enum Value {
     /// Elements of the types float, float16, bfloat16 and double.
     Floats(ArrayD<f32>),
-    /// Elements of the types int64, int32 and bool.
+    /// Elements of the types int64, int32, int16, uint16, int8, uint8 and bool.
     Integers(ArrayD<i64>),
 }
 
@@ -174,7 +174,10 @@ pub(super) fn value(tensor: &TensorProto, storage: &TensorReader) -> Result<Valu
         let raw = raw(2)?;
         Ok::<_, Error>(raw.map_or_else(|| widen(&bits.collect::<Vec<_>>()), |raw| widen(&raw)))
     };
+    // Without raw data, int32_data holds the integers of all types but int64.
     let words = || tensor.int32_data.iter().map(|&word| i64::from(word)).collect();
+    let integers =
+        |raw: Option<Vec<i64>>| shaped(&shape, raw.unwrap_or_else(words)).map(Value::Integers);
     let value = match tensor.data_type {
         data_type::FLOAT => shaped(
             &shape,
@@ -202,25 +205,24 @@ pub(super) fn value(tensor: &TensorProto, storage: &TensorReader) -> Result<Valu
             },
         )
         .map(Value::Integers),
-        data_type::INT32 => shaped(
-            &shape,
-            match raw(4)? {
-                Some(raw) => arrays(&raw).map(|b| i64::from(i32::from_le_bytes(b))).collect(),
-                None => words(),
-            },
-        )
-        .map(Value::Integers),
-        data_type::BOOL => shaped(
-            &shape,
-            match raw(1)? {
-                Some(raw) => raw.iter().map(|&byte| byte.into()).collect(),
-                None => words(),
-            },
-        )
-        .map(Value::Integers),
+        data_type::INT32 => integers(
+            raw(4)?.map(|raw| arrays(&raw).map(|b| i32::from_le_bytes(b).into()).collect()),
+        ),
+        data_type::BOOL | data_type::UINT8 => {
+            integers(raw(1)?.map(|raw| raw.iter().map(|&byte| byte.into()).collect()))
+        }
+        data_type::INT8 => {
+            integers(raw(1)?.map(|raw| raw.iter().map(|&byte| (byte as i8).into()).collect()))
+        }
+        data_type::UINT16 => integers(
+            raw(2)?.map(|raw| arrays(&raw).map(|b| u16::from_le_bytes(b).into()).collect()),
+        ),
+        data_type::INT16 => integers(
+            raw(2)?.map(|raw| arrays(&raw).map(|b| i16::from_le_bytes(b).into()).collect()),
+        ),
         other => Err(Error::format(format!(
             "it has the ONNX data type {other}, which is not supported; expected float, double, \
-             float16, bfloat16, int64, int32 or bool"
+             float16, bfloat16, an integer of 8 to 64 bits or bool"
         ))),
     }?;
     storage.spend_budget(value.len_in_f32())?;

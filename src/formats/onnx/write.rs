@@ -101,6 +101,7 @@ fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
         producer_version: env!("CARGO_PKG_VERSION").to_owned(),
         graph: Some(bytes(&graph.proto)),
         opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+        functions: Vec::new(),
         metadata_props: vec![bytes(&entry)],
     };
     match model.encoded_len() as u64 {
