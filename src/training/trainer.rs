@@ -104,6 +104,7 @@ impl Trainer {
     }
 
     /// Returns the states that the next batch of windows continues from.
+    #[cfg(feature = "safetensors")]
     pub(super) fn carried(&self) -> Option<&State> {
         self.carried.as_ref()
     }
