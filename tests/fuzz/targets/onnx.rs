@@ -4,11 +4,11 @@
 #[path = "../../common/proto.rs"]
 mod proto;
 
-use std::io::Cursor;
 use arbitrary::Arbitrary;
 use gru_wgpu::formats::onnx;
 use libfuzzer_sys::fuzz_target;
 use proto::{attribute, bytes, float, int, model, node, tensor};
+use std::io::Cursor;
 
 #[derive(Arbitrary, Debug)]
 enum Input<'a> {
@@ -16,6 +16,19 @@ enum Input<'a> {
     Made(Vec<Node<'a>>, Vec<Tensor<'a>>),
     Stack(Stack, Vec<Node<'a>>, Vec<Tensor<'a>>),
     Metadata(Stack, &'a str),
+    /// A stack inside functions and inner graphs, one around the other.
+    Nested(Stack, Vec<Nesting>, Vec<Node<'a>>, Vec<Tensor<'a>>),
+}
+
+/// How nodes are nested.
+#[derive(Arbitrary, Debug)]
+enum Nesting {
+    /// In a function that is called this many times, and perhaps calls itself.
+    Function(u8, bool),
+    /// In a branch of an If.
+    Branch,
+    /// In the body of a Loop.
+    Body,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -80,7 +93,7 @@ struct Stack {
     attributes: u8,
 }
 
-const OPS: [&str; 15] = [
+const OPS: [&str; 19] = [
     "GRU",
     "Constant",
     "Identity",
@@ -96,6 +109,10 @@ const OPS: [&str; 15] = [
     "Mul",
     "Shape",
     "Expand",
+    "ConstantOfShape",
+    "DequantizeLinear",
+    "F0",
+    "F1",
 ];
 const VALUES: [&str; 16] = [
     "", "x", "W0", "R0", "B0", "Y0", "y0", "t0", "W1", "R1", "B1", "Y1", "y1", "one", "shape", "h0",
@@ -258,6 +275,36 @@ fn stack(of: &Stack) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     (nodes, tensors)
 }
 
+/// Puts nodes and tensors into functions and inner graphs. Returns the model.
+fn nested(mut nodes: Vec<Vec<u8>>, mut tensors: Vec<Vec<u8>>, around: &[Nesting]) -> Vec<u8> {
+    let mut functions = Vec::new();
+    for (at, nesting) in around.iter().enumerate() {
+        let name = format!("F{at}");
+        let call = || node(&name, &["x", "W0", "R0", "B0", "one"], &["y0"], &[]);
+        match nesting {
+            Nesting::Function(count, is_recursive) => {
+                nodes.extend(is_recursive.then(call));
+                let formals =
+                    ["x", "W0", "R0", "B0", "one"].map(|value| bytes(4, value.as_bytes()));
+                let body: Vec<u8> = nodes.iter().flat_map(|node| bytes(7, node)).collect();
+                let function = [bytes(1, name.as_bytes()), formals.concat(), bytes(5, b"y0"), body];
+                functions.extend(bytes(25, &function.concat()));
+                nodes = (0..1 + count % 4).map(|_| call()).collect();
+            }
+            Nesting::Branch => {
+                let graph = bytes(6, &proto::graph(&nodes, &tensors));
+                nodes = vec![node("If", &["c"], &["y0"], &[attribute("then_branch", graph)])];
+                tensors.clear();
+            }
+            Nesting::Body => {
+                let graph = bytes(6, &proto::graph(&nodes, &[]));
+                nodes = vec![node("Loop", &["m", ""], &["y0"], &[attribute("body", graph)])];
+            }
+        }
+    }
+    [model(&nodes, &tensors), functions].concat()
+}
+
 fn made(input: &Input<'_>) -> Vec<u8> {
     match input {
         Input::File(file) => file.to_vec(),
@@ -271,6 +318,12 @@ fn made(input: &Input<'_>) -> Vec<u8> {
             nodes.extend(more_nodes.iter().take(4).map(node_of));
             tensors.extend(more_tensors.iter().take(4).map(tensor_of));
             model(&nodes, &tensors)
+        }
+        Input::Nested(of, around, more_nodes, more_tensors) => {
+            let (mut nodes, mut tensors) = stack(of);
+            nodes.extend(more_nodes.iter().take(4).map(node_of));
+            tensors.extend(more_tensors.iter().take(4).map(tensor_of));
+            nested(nodes, tensors, &around[..around.len().min(4)])
         }
         Input::Metadata(of, words) => {
             let (nodes, tensors) = stack(of);
