@@ -5,7 +5,7 @@
 DEVICE is cpu, gpu or software; by default cpu and the machine's adapter.
 
 Reading: every ONNX GRU that the program supports: reset before and after, three directions, with and without bias, h0,
-lengths, activations, stacks, both layouts. Writing: every definition; ONNX Runtime must compute from the model of
+lengths, activations, stacks, both layouts, functions, inner graphs, weights of 8 bits. Writing: every definition; ONNX Runtime must compute from the model of
 `gru convert` what `gru run` computes from the original. Needs numpy, onnx, onnxruntime and safetensors.
 """
 
@@ -131,6 +131,79 @@ def batch_first(model, case, arrays):
     y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, [None] * 4)
     graph = helper.make_graph([graph_node], "batch_first", [x], [y], weights + more)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+
+
+def in_function(model):
+    """Returns the same model, all nodes of which are a function that the graph calls."""
+    graph, opsets = model.graph, list(model.opset_import)
+    outside = [value.name for value in graph.input] + [tensor.name for tensor in graph.initializer]
+    results = [value.name for value in graph.output]
+    function = helper.make_function("own", "Encoder", outside, results, graph.node, opsets)
+    call = helper.make_node("Encoder", outside, results, name="call", domain="own")
+    outer = helper.make_graph([call], "calls", graph.input, graph.output, graph.initializer)
+    return helper.make_model(outer, functions=[function], opset_imports=[*opsets, helper.make_opsetid("own", 1)], ir_version=10)
+
+
+def in_branch(model):
+    """Returns the same model, all nodes of which are in a branch of an If whose condition holds."""
+    graph = model.graph
+    nodes = list(graph.node)
+    branch = helper.make_graph(nodes, "then", [], graph.output, [])
+    zeros = [helper.make_node("Identity", ["nothing"], [value.name]) for value in graph.output]
+    other = helper.make_graph(zeros, "else", [], graph.output, [])
+    results = [f"{value.name}_chosen" for value in graph.output]
+    choice = helper.make_node("If", ["holds"], results, name="choice", then_branch=branch, else_branch=other)
+    held = [numpy_helper.from_array(np.array(True), "holds"), numpy_helper.from_array(np.zeros((1, 1, 1), np.float32), "nothing")]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 3) for name in results]
+    outer = helper.make_graph([choice], "chooses", graph.input, outputs, [*graph.initializer, *held])
+    return helper.make_model(outer, opset_imports=model.opset_import, ir_version=10)
+
+
+def quantized(model):
+    """Returns the same model with weights of 8 bits, those of R with a scale for each row."""
+    nodes, held = [], []
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if tensor.name[0] not in "WR":
+            held.append(tensor)
+            continue
+        per_row = tensor.name[0] == "R" and array.shape[0] == 1
+        largest = np.abs(array).max(axis=(0, 2)) if per_row else np.abs(array).max()
+        scale, zero = (largest / 127).astype(np.float32), np.zeros_like(largest, np.int8)
+        rows = scale[None, :, None] if per_row else scale
+        parts = {"q": np.round(array / rows).astype(np.int8), "s": scale, "z": zero}
+        held += [numpy_helper.from_array(part, f"{tensor.name}_{name}") for name, part in parts.items()]
+        inputs = [f"{tensor.name}_{name}" for name in parts]
+        nodes.append(helper.make_node("DequantizeLinear", inputs, [tensor.name], axis=1))
+    graph = model.graph
+    graph = helper.make_graph([*nodes, *graph.node], "quantized", graph.input, graph.output, held)
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=10)
+
+
+FORMS = {"a function": in_function, "a branch": in_branch, "8 bits": quantized}
+
+
+def check_forms(binary, devices, folder):
+    """Compares models whose GRUs are in functions and inner graphs, or whose weights are quantized."""
+    count = 0
+    plain = {"T": 5, "B": 3, "I": 4, "H": 7, "bias": True, "h0": True, "lengths": True, "opset": 17}
+    for direction, after, layers in itertools.product(DIRECTIONS, (0, 1), (1, 2)):
+        case = {**plain, "direction": direction, "after": after, "layers": layers}
+        model, feeds, arrays = model_of(case)
+        np.save(folder / "x.npy", feeds["x"])
+        options = ["--input", folder / "x.npy", "--output", folder / "y.npy", "--hn", folder / "hn.npy"]
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+            options += [f"--{name}", folder / f"{name}.npy"]
+        for form, made in FORMS.items():
+            onnx.save(made(model), folder / "form.onnx")
+            expected_y, expected_h_n = run_onnxruntime(folder / "form.onnx", feeds)
+            for device in devices:
+                gru(binary, "run", folder / "form.onnx", *options, "--device", device)
+                compare(f"{form}, {device}", np.load(folder / "y.npy"), expected_y, case)
+                compare(f"{form}, {device}", np.load(folder / "hn.npy"), expected_h_n, case)
+            count += 1
+    return count
 
 
 def read_cases():
@@ -316,8 +389,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         read = check_reading(binary, devices, pathlib.Path(folder))
         chained = check_chains(binary, pathlib.Path(folder))
+        formed = check_forms(binary, devices, pathlib.Path(folder))
         written = check_writing(binary, pathlib.Path(folder))
-    print(f"ONNX Runtime {onnxruntime.__version__}: {read} models read, {chained} chains, {written} written; all agree to {ATOL:g}")
+    print(f"ONNX Runtime {onnxruntime.__version__}: {read} models read, {chained} chains, {formed} in functions, branches or 8 bits, {written} written; all agree to {ATOL:g}")
     print("largest difference of y and h_n, by definition and direction")
     columns = sorted({what for of_variant in worst.values() for what in of_variant})
     print(f"{'reset, update, direction':<28}" + "".join(f"{column:>16}" for column in columns))
