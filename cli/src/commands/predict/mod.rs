@@ -78,19 +78,13 @@ pub fn run(arguments: &PredictArgs, kind: DeviceKind, out: &mut impl Write) -> R
     }
     let config = TrainConfig::read(&folder.config())?;
     config.data.files().try_for_each(|file| outputs.check_kept(file, "the run needs to resume"))?;
-    let params = folder.read_model(SequenceRun::KEPT, config::TRAIN)?;
-    folder.check_layout(&params, &config.layout()?)?;
-    let sequence = config.columns.sequence.as_deref();
-    let table = SequenceTable::read_with(csv, config.data.format.options(), sequence)?;
-    let table = table.with_advice(CellAdvice::PREDICT);
-    if let Some(columns) = config.data.time.as_deref().filter(|names| table.find_all(names).is_ok())
-    {
-        table.time_axis(columns, config.windows.is_some())?;
-    }
     ensure!(
         !probabilities || config.columns.numeric.is_none(),
         "--probabilities needs a run that learned classes, but {shown} learned numbers"
     );
+    let params = folder.read_model(SequenceRun::KEPT, config::TRAIN)?;
+    folder.check_layout(&params, &config.layout()?)?;
+    let table = read_table(csv, &config)?;
     let inputs = table.inputs(&config.features, &table.sequences)?;
     let network = Network::new(params, &open(kind)?)?;
     let outputs = config.predictor().outputs(&network, &inputs)?;
@@ -110,6 +104,18 @@ pub fn run(arguments: &PredictArgs, kind: DeviceKind, out: &mut impl Write) -> R
             predicted.report_accuracy(&classes)
         }
     }
+}
+
+/// Reads the sequences to predict, and checks the order of their time stamps if there are any.
+fn read_table(csv: &Path, config: &TrainConfig) -> Result<SequenceTable> {
+    let sequence = config.columns.sequence.as_deref();
+    let table = SequenceTable::read_with(csv, config.data.format.options(), sequence)?;
+    let table = table.with_advice(CellAdvice::PREDICT);
+    let time = config.data.time.as_deref().filter(|names| table.find_all(names).is_ok());
+    if let Some(columns) = time {
+        table.time_axis(columns, config.windows.is_some())?;
+    }
+    Ok(table)
 }
 
 /// Checks that the outputs for each sequence are finite.
