@@ -63,12 +63,19 @@ impl State {
         }
     }
 
-    /// Returns the states of a state in host memory, which a run on any device may start from.
-    pub(crate) fn host(&self) -> Option<ArrayView3<'_, f32>> {
-        match &self.storage {
-            StateStorage::Host(array) => Some(array.view()),
-            StateStorage::Device(..) => None,
-        }
+    /// Moves states in host memory to `device`, for a run there.
+    pub(crate) async fn on(self, device: &Device) -> Result<Self> {
+        let (StateStorage::Host(array), DeviceTarget::Gpu(gpu)) = (&self.storage, device.target())
+        else {
+            return Ok(self);
+        };
+        let upload = || {
+            let buffer = gpu.buffer("state", F32.bytes(array.len()));
+            let states = array.as_standard_layout();
+            gpu.upload(&buffer, 0, states.as_slice().expect("standard layout"));
+            Ok(buffer)
+        };
+        Ok(Self::from_buffer(gpu, gpu.guard(upload).await?, self.shape))
     }
 
     /// Returns the buffer of a state on an adapter, `None` on the CPU.
@@ -115,7 +122,7 @@ impl State {
     ) -> Result<Option<ArrayView3<'_, f32>>> {
         check_shape("the state [L·D, B, H]", &shape.state(), &self.shape)?;
         match (&self.storage, device.target()) {
-            (StateStorage::Host(array), _) => Ok(Some(array.view())),
+            (StateStorage::Host(array), DeviceTarget::Cpu) => Ok(Some(array.view())),
             (StateStorage::Device(gpu, _), DeviceTarget::Gpu(other))
                 if gpu.is_same_device(other) =>
             {

@@ -309,7 +309,12 @@ impl Trainer {
         let Progress { epoch, batch: first, .. } = self.progress;
         let mut carry = Carry::new(train);
         if let (Some(before), Some(carry)) = (first.checked_sub(1), &mut carry) {
-            carry.resume(&batches[before].examples, self.carried.clone());
+            let device = self.learner.network().gru().device();
+            let state = match self.carried.clone() {
+                Some(state) => Some(state.on(device).await?),
+                None => None,
+            };
+            carry.resume(&batches[before].examples, state);
         }
         for (at, EpochBatch { skipped, examples }) in (first..end).zip(&batches[first..end]) {
             let seed = noise_seed(self.config.seed, epoch, at);

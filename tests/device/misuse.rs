@@ -629,8 +629,7 @@ fn models(t: &mut Table, device: &Device, elsewhere: &Device) {
     t.row(
         "Gru::forward_from Gru::forward_train_from",
         "a state of another device",
-        // A state in host memory fits every device.
-        if elsewhere.is_adapter() { Fine } else { Refused },
+        Refused,
         || {
             foreign.forward_train_from(&state, &x).map(drop)?;
             foreign.forward_from(&state, &x)

@@ -34,11 +34,8 @@ impl<'a> RunInput<'a> {
     /// Prepares a batch of `mode`'s run. The run starts from `state` if there is one.
     pub fn new(mode: Mode, state: Option<&'a State>, batch: Batch<'a>) -> Result<Self> {
         let step_flags = batch.has_step_flags().then(|| batch.step_flags()).transpose()?;
-        let (first, batch) = match state.map(|state| (state.buffer(), state.host())) {
-            Some((Some(buffer), _)) => (FirstStates::Device(buffer), batch),
-            Some((None, host)) => (FirstStates::Batch, batch.with_h0(host)),
-            None => (FirstStates::Batch, batch),
-        };
+        let buffer = state.and_then(State::buffer);
+        let first = buffer.map_or(FirstStates::Batch, FirstStates::Device);
         Ok(Self { mode, batch, step_flags, first })
     }
 
