@@ -52,7 +52,7 @@
 mod cell;
 #[cfg(feature = "safetensors")]
 pub(crate) mod checkpoint_metadata;
-#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
+#[cfg(any(feature = "npy", feature = "onnx", feature = "pytorch", feature = "safetensors"))]
 pub(crate) mod files;
 #[cfg(any(feature = "onnx", feature = "safetensors"))]
 pub(crate) mod metadata;
@@ -60,11 +60,17 @@ pub(crate) mod metadata;
 pub mod npy;
 #[cfg(feature = "npy")]
 pub mod npz;
-#[cfg(any(feature = "onnx", feature = "safetensors"))]
+#[cfg(any(feature = "onnx", feature = "pytorch", feature = "safetensors"))]
 mod numbers;
 #[cfg(feature = "onnx")]
 pub mod onnx;
+#[cfg(feature = "pytorch")]
+pub mod pytorch;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
+#[cfg(any(feature = "pytorch", feature = "safetensors"))]
+pub(crate) mod state_dict;
 
 pub use cell::{Cell, FlaxCell, MlxCell};
+#[cfg(any(feature = "pytorch", feature = "safetensors"))]
+pub use state_dict::StateDictOptions;
