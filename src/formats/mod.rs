@@ -10,6 +10,7 @@
 //! | safetensors: PyTorch's state dicts, this crate's own files | `safetensors` | `safetensors::{load, save}` | `safetensors::{read, write}` |
 //! | safetensors: networks with a linear head | `safetensors` | `safetensors::{load_network, save_network}` | `safetensors::{read_network, write_network}` |
 //! | safetensors: gradients by name | `safetensors` | `safetensors::save_gradients` | `safetensors::write_gradients` |
+//! | PyTorch's files: `.pt`, `.pth`, `.bin`, `.ckpt` | `pytorch` | `pytorch::load` | `pytorch::read` |
 //! | ONNX: the GRU nodes of any model | `onnx` | `onnx::{load, save}` | `onnx::{read, write}` |
 //! | `.npz`: weights by name | `npy` | `npz::{load, save}` | `npz::{read, write}` |
 //! | `.npz`: any arrays | `npy` | `npz::{load_arrays, save_arrays}` | `npz::{read_arrays, write_arrays}` |

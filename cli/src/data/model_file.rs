@@ -82,10 +82,10 @@ impl ModelSelection {
         self.prefix.is_none() && self.node.is_none() && !self.allow_non_finite
     }
 
-    fn load_state_dict(
+    fn load_state_dict<'a>(
         &self,
-        path: &Path,
-        load: impl FnOnce(&Path, &StateDictOptions) -> gru_wgpu::Result<Params>,
+        path: &'a Path,
+        load: impl FnOnce(&'a Path, &StateDictOptions) -> gru_wgpu::Result<Params>,
     ) -> Result<LoadedModel> {
         ensure!(
             self.node.is_none(),
