@@ -255,17 +255,14 @@ pub(crate) trait StateDict {
         let cell = name.strip_suffix("_l0").map(|cell| format!("{prefix}{cell}"));
         for plain in [Some(plain), cell].into_iter().flatten() {
             let name = &plain[prefix.len()..];
-            // Before the plain name: fastai stores there what its last training step dropped. Its
-            // module of the weight drop holds the GRU as `module`.
+            // The plain name comes last: beside another form it holds an older result. fastai stores
+            // there what the last training step dropped, and a pickled module with weight norm the
+            // weight of its last forward pass. fastai's weight drop holds the GRU as `module`.
             let outer = prefix.strip_suffix("module.");
-            let raw = outer.map(|outer| format!("{outer}{name}_raw"));
-            if let Some(raw) =
-                [Some(format!("{plain}_raw")), raw].into_iter().flatten().find(|n| has(n))
-            {
+            let raws =
+                [Some(format!("{plain}_raw")), outer.map(|outer| format!("{outer}{name}_raw"))];
+            if let Some(raw) = raws.into_iter().flatten().find(|raw| has(raw)) {
                 return Some(Stored::Plain(raw));
-            }
-            if has(&plain) {
-                return Some(Stored::Plain(plain));
             }
             let new = format!("{prefix}parametrizations.{name}.original");
             for (g, v) in [
@@ -275,6 +272,9 @@ pub(crate) trait StateDict {
                 if has(&g) && has(&v) {
                     return Some(Stored::WeightNorm { g, v });
                 }
+            }
+            if has(&plain) {
+                return Some(Stored::Plain(plain));
             }
         }
         None

@@ -140,6 +140,12 @@ def forms():
             plain = torch.nn.GRU(I, H)
             plain.load_state_dict({key: getattr(gru, key).detach() for key in plain.state_dict()})
             expect(f"{name}_{dim}", "gru", plain(x)[0])
+    # A module saved whole also holds the weight of its last forward pass, which is older than g and v.
+    gru = weight_norm(torch.nn.GRU(I, H), "weight_hh_l0")
+    gru(x)
+    gru.weight_hh_l0_g.data *= 2
+    save("norm_module", gru)
+    expect("norm_module", "gru", gru(x)[0])
     gru = torch.nn.GRU(I, H)
     state = gru.state_dict()
     raw = {"rnn." + key.replace("weight_hh_l0", "weight_hh_l0_raw"): value for key, value in state.items()}

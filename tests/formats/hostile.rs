@@ -855,10 +855,10 @@ fn read_pytorch(bytes: &[u8]) -> Result<Params, Error> {
     bounded(bytes.len(), || pytorch::read(Cursor::new(bytes), &StateDictOptions::new()))
 }
 
-/// Every file that PyTorch wrote, cut short and with single bytes changed.
+/// Files that PyTorch wrote, cut short and with single bytes changed.
 #[test]
 fn damaged_pytorch_files_are_read_or_refused() {
-    for name in ["shared", "shared_old", "norm_new_None", "bfloat16"] {
+    for name in ["shared", "shared_old"] {
         let path = format!("{}/tests/data/pytorch/{name}.pt", env!("CARGO_MANIFEST_DIR"));
         let bytes = std::fs::read(path).unwrap();
         let mut refusals = 0;

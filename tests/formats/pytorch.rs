@@ -94,6 +94,7 @@ fn weight_norm_and_weight_drop_are_computed() {
             check(&name, &params, &format!("{name}.gru.npy"));
         }
     }
+    check("norm_module", &load("norm_module", None).unwrap(), "norm_module.gru.npy");
     check("drop", &load("drop", Some("rnn")).unwrap(), "drop.gru.npy");
     check("drop_fastai", &load("drop_fastai", None).unwrap(), "drop.gru.npy");
     let error = load("spectral", None).unwrap_err().to_string();

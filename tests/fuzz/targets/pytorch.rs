@@ -218,7 +218,7 @@ fn instructions(instructions: &[(u8, u8)]) -> Vec<u8> {
             5 => object.extend(storage("FloatStorage", "0", argument.into())),
             6 => object.extend(torch_file::global("collections", "OrderedDict")),
             7 => object.extend(torch_file::global("torch._tensor", "_rebuild_from_type_v2")),
-            other => object.push(b"(})]tuseaRb\x81\x85\x86\x93\x94Q"[other as usize % 18]),
+            other => object.push(b"N(})]tuseaRb\x81\x85\x86\x93\x94Q"[other as usize % 18]),
         }
     }
     object.push(b'.');
