@@ -4,12 +4,14 @@
 
 Writes a .safetensors file of GB gigabytes (default 2) with a GRU of I 64, H 128 in the middle and, if torch is installed,
 the same as torch.save writes it in the zip form and in the old form. Converts the GRU of each file seven times and
-prints the median wall time of the process and the largest peak memory so far.
+prints the median wall time of the process and its largest peak memory.
 """
 
+import importlib.util
 import json
+import multiprocessing
+import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -41,31 +43,46 @@ def write_safetensors(path, tensors):
 
 
 def write_torch(path, tensors, is_zip):
-    # The pages of zeros are one page of memory until something writes to them.
+    import torch
+
     state = {name: torch.zeros(shape) for name, shape in sorted(tensors.items())}
     torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=is_zip)
 
 
-try:
-    import torch
-except ImportError:
-    torch = None
+def write_zip(path, tensors):
+    write_torch(path, tensors, is_zip=True)
 
-binary, gigabytes = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 2.0
-writers = {"large.safetensors": write_safetensors}
-if torch:
-    writers["large.pt"] = lambda path, tensors: write_torch(path, tensors, is_zip=True)
-    writers["large_old.pt"] = lambda path, tensors: write_torch(path, tensors, is_zip=False)
-with tempfile.TemporaryDirectory() as folder:
-    for name, write in writers.items():
-        source, target = pathlib.Path(folder) / name, pathlib.Path(folder) / "gru.safetensors"
-        write(source, shapes(gigabytes))
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            subprocess.run([binary, "convert", source, target], check=True, capture_output=True)
-            times.append(time.perf_counter() - start)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        size = source.stat().st_size / 1e9
-        print(f"{name}: {size:.2f} GB: {1e3 * statistics.median(times):.0f} ms, peak {peak:.0f} MB")
-        source.unlink()
+
+def write_old(path, tensors):
+    write_torch(path, tensors, is_zip=False)
+
+
+def run(arguments):
+    """Returns the wall time in seconds and the peak memory in MB of a process."""
+    start = time.perf_counter()
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, arguments
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def main():
+    binary, gigabytes = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 2.0
+    writers = {"large.safetensors": write_safetensors}
+    if importlib.util.find_spec("torch"):
+        writers |= {"large.pt": write_zip, "large_old.pt": write_old}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, write in writers.items():
+            source, target = pathlib.Path(folder) / name, pathlib.Path(folder) / "gru.safetensors"
+            # In a process of its own: Linux counts the memory of the parent as a new process's peak.
+            writer = multiprocessing.get_context("spawn").Process(target=write, args=(source, shapes(gigabytes)))
+            writer.start()
+            writer.join()
+            times, peaks = zip(*(run([binary, "convert", source, target]) for _ in range(7)))
+            size = source.stat().st_size / 1e9
+            print(f"{name}: {size:.2f} GB: {1e3 * statistics.median(times):.0f} ms, peak {max(peaks):.0f} MB")
+            source.unlink()
+
+
+if __name__ == "__main__":
+    main()
