@@ -536,7 +536,7 @@ fn is_padded(number: &str) -> bool {
 
 /// Splits the name of a GRU's tensor into the GRU's prefix and the parameter. `None` for the name
 /// of any other tensor.
-fn parse(name: &str) -> Option<(&str, Parameter)> {
+pub(super) fn parse(name: &str) -> Option<(&str, Parameter)> {
     let split = |name| match str::rfind(name, '.') {
         Some(dot) => name.split_at(dot + 1),
         None => ("", name),

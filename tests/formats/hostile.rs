@@ -885,6 +885,10 @@ fn inconsistent_pytorch_files_are_refused() {
     read_pytorch(&zip(&object)).unwrap();
     read_pytorch(&old(&object)).unwrap();
     let value = |value: &[u8]| zip(&tf::pickle(value));
+    // What is wrong with another tensor does no harm.
+    let odd = tf::tensor(tf::storage("OddStorage", "9", -1), -1, &[3, 1], &[1]);
+    let others = [(tf::text("odd"), odd), (tf::text("odd"), b"N".to_vec())];
+    read_pytorch(&value(&tf::dict(&[&gru[..], &others].concat()))).unwrap();
     // The GRU with another tensor for its first weight.
     let with = |first, shape: &[i64], strides: &[i64]| {
         let tensor = tf::tensor(tf::storage("FloatStorage", "0", 6), first, shape, strides);

@@ -32,7 +32,7 @@ use ndarray::{ArrayD, IxDyn};
 use self::archive::Storages;
 use self::pickle::{Id, Pickle};
 use super::files::{self, ByteSource};
-use super::state_dict::{StateDict, StateDictOptions};
+use super::state_dict::{StateDict, StateDictOptions, parse};
 use crate::error::{Error, Result, quote};
 use crate::spec::params::Params;
 
@@ -88,20 +88,19 @@ impl<S: Read + Seek> PytorchFile<S> {
     fn open(mut source: ByteSource<S>) -> Result<Self> {
         let (pickle, storages) = archive::open(&mut source)?;
         let mut tensors = pickle.named_tensors()?;
-        // A description that is wrong is found here, so that a shape is there for every name.
-        for (name, id) in &tensors {
-            pickle.tensor(name, *id)?;
-        }
         tensors.sort();
         tensors.dedup();
-        let twice = tensors.windows(2).find(|pair| pair[0].0 == pair[1].0);
-        match twice {
-            None => Ok(Self { source, pickle, storages, tensors }),
-            Some(pair) => Err(Error::format(format!(
-                "two of its tensors have the name {}",
-                quote(&pair[0].0)
-            ))),
+        // Only the tensors of GRUs must be in order. Nothing is known of what else a program stores.
+        let of_grus = || tensors.iter().filter(|(name, _)| parse(name).is_some());
+        for (name, id) in of_grus() {
+            pickle.tensor(name, *id)?;
         }
+        let twice = of_grus().zip(of_grus().skip(1)).find(|(one, other)| one.0 == other.0);
+        if let Some(((name, _), _)) = twice {
+            let reason = format!("two of its tensors have the name {}", quote(name));
+            return Err(Error::format(reason));
+        }
+        Ok(Self { source, pickle, storages, tensors })
     }
 }
 

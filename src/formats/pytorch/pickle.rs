@@ -472,7 +472,7 @@ impl<S: Read + Seek> Machine<'_, '_, S> {
                 ("collections", "OrderedDict") => {
                     let pairs: Vec<[Id; 2]> = values
                         .items(given[0])
-                        .take(self.copies as usize)
+                        .take(self.copies as usize + 1)
                         .map(|pair| values.first_items(pair.value))
                         .collect();
                     self.copies = spend(self.copies, pairs.len() as u64)?;
