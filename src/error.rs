@@ -497,7 +497,7 @@ impl Error {
     }
 }
 
-#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
+#[cfg(any(feature = "npy", feature = "onnx", feature = "pytorch", feature = "safetensors"))]
 impl Error {
     /// Returns an [`Error::Format`] without a source, for errors that this library itself detects.
     pub(crate) fn format(reason: impl Into<String>) -> Self {

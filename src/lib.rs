@@ -175,7 +175,7 @@
 //! | `gpu/` | an open adapter, pipelines, transfers, waiting; a plan's GPU resources (session); idle sessions (pool) |
 //! | `cpu/` | the CPU device: packed weights, threads, SIMD code |
 //! | `model/` | what a user holds: [`Device`], [`Gru`], [`Tape`], [`State`], [`Stream`], [`Network`], [`ForwardPass`], [`Profile`]; the executor |
-//! | `formats/` | [`mod@formats`]: safetensors, ONNX, `.npz`, `.npy`; other frameworks' layouts |
+//! | `formats/` | [`mod@formats`]: safetensors, PyTorch's files, ONNX, `.npz`, `.npy`; other frameworks' layouts |
 //! | `training/` | [`Learner`], [`Trainer`], data sets, checkpoints |
 //! | `check/` | [`mod@check`]: compares a device with the reference |
 //!
@@ -188,7 +188,8 @@
 //! - **A kernel family of the recurrence**: follow the list at the top of `plan/tiles.rs`.
 //! - **A file format**: a file in `formats/` with a feature of its own, a fuzz target, and in
 //!   `tests/formats/` a round trip in `roundtrips.rs`, a file written by the format's own framework
-//!   in `models.rs`, and malformed files in `hostile.rs`.
+//!   in `models.rs`, and malformed files in `hostile.rs`. A format with named tensors implements
+//!   `StateDict` of `formats/state_dict.rs`, which finds the GRUs among them.
 //! - **A data set**: your own [`Dataset`], outside the library. For one inside the library, a file
 //!   beside `training/dataset.rs`. For a table that the program reads, a file in `cli/src/data/`.
 //! - **An element type**: `spec/element.rs`, `UploadData` in `model/executor.rs`, `ELEMENT` in
@@ -253,6 +254,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `safetensors` | `formats::safetensors`: PyTorch's state dicts and this library's own files; [`Checkpoint`] |
+//! | `pytorch` | `formats::pytorch`: PyTorch's own files, read only |
 //! | `onnx` | `formats::onnx` |
 //! | `npy` | `formats::npy` and `formats::npz`: NumPy's files |
 //! | `serde` | `Serialize` and `Deserialize` on configurations |

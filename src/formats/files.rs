@@ -4,8 +4,12 @@
 //! function that takes a path wraps its stream version in one of them.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
+use std::io::Write;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
+use std::path::PathBuf;
 
 use crate::error::{Cause, Error, Result, quote};
 
@@ -65,7 +69,7 @@ impl<S: Read + Seek> ByteSource<S> {
     }
 
     /// Reads `len` bytes at the offset `first`. Errors call these bytes `what`.
-    #[cfg(any(feature = "onnx", feature = "safetensors"))]
+    #[cfg(any(feature = "onnx", feature = "pytorch", feature = "safetensors"))]
     pub fn read_at(&mut self, what: &str, first: u64, len: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.read_at_into(what, first, len, |len| {
@@ -100,10 +104,99 @@ impl<S: Read + Seek> ByteSource<S> {
         })
     }
 
+    /// Returns a reader of the `len` bytes from the offset `first` on. The source must have them.
+    #[cfg(feature = "pytorch")]
+    pub fn stream(
+        &mut self,
+        what: &'static str,
+        first: u64,
+        len: u64,
+    ) -> Result<ByteStream<'_, S>> {
+        let sought = self.source.seek(SeekFrom::Start(first));
+        let reader = io::BufReader::new(&mut self.source);
+        let stream = ByteStream { reader, left: len, what, name: &self.name };
+        match sought {
+            Ok(_) => Ok(stream),
+            Err(error) => Err(stream.failed(error)),
+        }
+    }
+
+    /// Returns the underlying reader, which other code may move.
+    #[cfg(feature = "pytorch")]
+    pub fn inner(&mut self) -> &mut S {
+        &mut self.source
+    }
+
     /// Returns the underlying reader, at its current position.
     #[cfg(feature = "npy")]
     pub fn into_inner(self) -> S {
         self.source
+    }
+}
+
+/// Reads a range of a source from its start to its end.
+#[cfg(feature = "pytorch")]
+pub(crate) struct ByteStream<'a, S> {
+    reader: io::BufReader<&'a mut S>,
+    /// The number of bytes that are left.
+    left: u64,
+    /// What errors call the bytes.
+    what: &'static str,
+    /// The file's name.
+    name: &'a str,
+}
+
+#[cfg(feature = "pytorch")]
+impl<S: Read + Seek> ByteStream<'_, S> {
+    /// The number of bytes that are left.
+    pub fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// Reads the next `N` bytes.
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        self.take(N as u64)?;
+        let mut bytes = [0; N];
+        self.reader.read_exact(&mut bytes).map_err(|error| self.failed(error))?;
+        Ok(bytes)
+    }
+
+    /// Appends the next `len` bytes to `to`, which the caller has bounded.
+    pub fn append(&mut self, len: usize, to: &mut Vec<u8>) -> Result<()> {
+        self.take(len as u64)?;
+        let start = to.len();
+        to.resize(start + len, 0);
+        self.reader.read_exact(&mut to[start..]).map_err(|error| self.failed(error))
+    }
+
+    /// Skips the next `len` bytes without reading them.
+    pub fn skip(&mut self, len: u64) -> Result<()> {
+        self.take(len)?;
+        // Every file is shorter than 2^63 bytes, and the range is inside the file.
+        let sought = self.reader.seek_relative(len as i64);
+        sought.map_err(|error| self.failed(error))
+    }
+
+    /// Counts the next `len` bytes as read, if there are so many.
+    fn take(&mut self, len: u64) -> Result<()> {
+        match self.left.checked_sub(len) {
+            Some(left) => {
+                self.left = left;
+                Ok(())
+            }
+            None => Err(Error::format(format!(
+                "{} needs {len} more bytes, but {} are left; is the file cut short?",
+                self.what, self.left
+            ))),
+        }
+    }
+
+    fn failed(&self, error: io::Error) -> Error {
+        Error::Io {
+            path: self.name.to_owned(),
+            reason: format!("cannot be read ({}): {error}", self.what),
+            source: Some(Cause::new(error)),
+        }
     }
 }
 
@@ -123,6 +216,7 @@ pub(super) fn check_finite<'a>(name: &str, numbers: impl Iterator<Item = &'a f32
 ///
 /// # Errors
 /// [`Error::Io`].
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
 pub(crate) fn write_stream<W: Write>(
     to: W,
     write: impl FnOnce(&mut io::BufWriter<W>) -> io::Result<()>,
@@ -141,6 +235,7 @@ pub(crate) fn write_stream<W: Write>(
 ///
 /// # Errors
 /// [`Error::Io`], also if `path` is not a regular file but a folder, a pipe or a device.
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
 pub(crate) fn write_whole(
     path: impl AsRef<Path>,
     write: impl FnOnce(&mut io::BufWriter<&mut File>) -> io::Result<()>,
@@ -149,6 +244,7 @@ pub(crate) fn write_whole(
 }
 
 /// Like [`write_whole`], but calls `keep` with the path of an existing file before replacing it.
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
 pub(crate) fn replace_whole(
     path: &Path,
     write: impl FnOnce(&mut io::BufWriter<&mut File>) -> io::Result<()>,
@@ -183,6 +279,7 @@ pub(crate) fn replace_whole(
 }
 
 /// Returns the file that a path leads to, through symbolic links. The file need not exist.
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
 pub(crate) fn target_of(path: &Path) -> io::Result<PathBuf> {
     let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(path.to_owned()) };
     let target = if metadata.is_symlink() { path.canonicalize()? } else { path.to_owned() };

@@ -10,6 +10,7 @@
 //! | safetensors: PyTorch's state dicts, this crate's own files | `safetensors` | `safetensors::{load, save}` | `safetensors::{read, write}` |
 //! | safetensors: networks with a linear head | `safetensors` | `safetensors::{load_network, save_network}` | `safetensors::{read_network, write_network}` |
 //! | safetensors: gradients by name | `safetensors` | `safetensors::save_gradients` | `safetensors::write_gradients` |
+//! | PyTorch's files: `.pt`, `.pth`, `.bin`, `.ckpt` | `pytorch` | `pytorch::load` | `pytorch::read` |
 //! | ONNX: the GRU nodes of any model | `onnx` | `onnx::{load, save}` | `onnx::{read, write}` |
 //! | `.npz`: weights by name | `npy` | `npz::{load, save}` | `npz::{read, write}` |
 //! | `.npz`: any arrays | `npy` | `npz::{load_arrays, save_arrays}` | `npz::{read_arrays, write_arrays}` |
@@ -52,7 +53,7 @@
 mod cell;
 #[cfg(feature = "safetensors")]
 pub(crate) mod checkpoint_metadata;
-#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
+#[cfg(any(feature = "npy", feature = "onnx", feature = "pytorch", feature = "safetensors"))]
 pub(crate) mod files;
 #[cfg(any(feature = "onnx", feature = "safetensors"))]
 pub(crate) mod metadata;
@@ -60,11 +61,17 @@ pub(crate) mod metadata;
 pub mod npy;
 #[cfg(feature = "npy")]
 pub mod npz;
-#[cfg(any(feature = "onnx", feature = "safetensors"))]
+#[cfg(any(feature = "onnx", feature = "pytorch", feature = "safetensors"))]
 mod numbers;
 #[cfg(feature = "onnx")]
 pub mod onnx;
+#[cfg(feature = "pytorch")]
+pub mod pytorch;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
+#[cfg(any(feature = "pytorch", feature = "safetensors"))]
+pub(crate) mod state_dict;
 
 pub use cell::{Cell, FlaxCell, MlxCell};
+#[cfg(any(feature = "pytorch", feature = "safetensors"))]
+pub use state_dict::StateDictOptions;

@@ -29,46 +29,20 @@ use safetensors::tensor::{Dtype, Metadata};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::checkpoint_metadata::{CHECKPOINT_KEY, CheckpointMetadata};
-use super::files::{self, ByteSource, check_finite};
+use super::files::{self, ByteSource};
 use super::metadata::{CONFIG_KEY, read_config, write_config};
-use super::numbers::{arrays, widen_bf16, widen_f16};
+use super::numbers::FloatType;
+use super::state_dict::{StateDict, StateDictOptions, is_head_parameter, network_name};
 use crate::error::{Error, Result, quote};
-use crate::spec::config::{Bias, Direction, GruConfig};
-use crate::spec::head::{Head, Readout};
-use crate::spec::params::{Gradients, HEAD_BIAS, HEAD_WEIGHT, ParamLayout, Params};
+use crate::spec::config::GruConfig;
+use crate::spec::head::Readout;
+use crate::spec::params::{Gradients, ParamLayout, Params};
 
 /// The longest header that the crate `safetensors` allows, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
 
 /// Options for reading a GRU from a safetensors file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SafetensorsOptions {
-    /// The prefix of the GRU's tensor names, in front of `weight_ih_l0`. With `None` the file must
-    /// hold exactly one GRU.
-    pub prefix: Option<String>,
-    /// True to accept weights that are infinite or NaN.
-    pub allow_non_finite: bool,
-}
-
-impl SafetensorsOptions {
-    /// Returns the default options: the file's only GRU, with finite weights.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets the GRU's prefix, with or without its last dot. `None` means the file's only GRU.
-    #[must_use]
-    pub fn with_prefix<'a>(self, prefix: impl Into<Option<&'a str>>) -> Self {
-        Self { prefix: prefix.into().map(str::to_owned), ..self }
-    }
-
-    /// Sets whether weights that are infinite or NaN are accepted.
-    #[must_use]
-    pub fn with_non_finite(self, allow_non_finite: bool) -> Self {
-        Self { allow_non_finite, ..self }
-    }
-}
+pub type SafetensorsOptions = StateDictOptions;
 
 /// Reads a GRU's parameters. A file written by this crate holds the configuration in its metadata.
 /// Any other file is read as PyTorch's `nn.GRU` (or `nn.GRUCell`): sizes, layers, directions and
@@ -80,7 +54,7 @@ impl SafetensorsOptions {
 /// options name; [`Error::Format`] or [`Error::Shape`] if it is not a safetensors file or its GRU
 /// cannot be used.
 pub fn load(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Params> {
-    files::open(path.as_ref(), |source| read_source(source, options))
+    files::open(path.as_ref(), |source| Tensors::open(source)?.read_gru(options))
 }
 
 /// Like [`load`], from a stream.
@@ -88,7 +62,7 @@ pub fn load(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Para
 /// # Errors
 /// The errors of [`load`].
 pub fn read(from: impl Read + Seek, options: &SafetensorsOptions) -> Result<Params> {
-    read_source(ByteSource::new(from)?, options)
+    Tensors::open(ByteSource::new(from)?)?.read_gru(options)
 }
 
 /// Returns the prefix of every GRU in a file; `""` for a GRU without a prefix.
@@ -105,20 +79,6 @@ pub fn prefixes(path: impl AsRef<Path>) -> Result<Vec<String>> {
 /// The errors of [`load`].
 pub fn read_prefixes(from: impl Read + Seek) -> Result<Vec<String>> {
     Ok(Tensors::open(ByteSource::new(from)?)?.prefixes())
-}
-
-fn read_source<S: Read + Seek>(
-    source: ByteSource<S>,
-    options: &SafetensorsOptions,
-) -> Result<Params> {
-    let mut file = Tensors::open(source)?;
-    let prefix = file.choose(options.prefix.as_deref())?;
-    let config = match file.stored_config()? {
-        Some((config, _)) => config,
-        None => file.infer(&prefix)?,
-    };
-    file.expect_tensors(&prefix, &config)?;
-    file.params(&prefix, ParamLayout::new(&config)?, options.allow_non_finite)
 }
 
 /// Writes a GRU's parameters under PyTorch's names and the configuration in the file's metadata, so
@@ -181,7 +141,7 @@ fn encode_network(params: &Params) -> Result<Vec<u8>> {
 /// The errors of [`load`], and [`Error::Format`] if there is no head or the metadata has no
 /// [`Readout`] for it.
 pub fn load_network(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Params> {
-    files::open(path.as_ref(), |source| read_network_source(source, options))
+    files::open(path.as_ref(), |source| Tensors::open(source)?.read_network(options))
 }
 
 /// Like [`load_network`], from a stream.
@@ -189,34 +149,7 @@ pub fn load_network(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Res
 /// # Errors
 /// The errors of [`load_network`].
 pub fn read_network(from: impl Read + Seek, options: &SafetensorsOptions) -> Result<Params> {
-    read_network_source(ByteSource::new(from)?, options)
-}
-
-fn read_network_source<S: Read + Seek>(
-    source: ByteSource<S>,
-    options: &SafetensorsOptions,
-) -> Result<Params> {
-    let mut file = Tensors::open(source)?;
-    let prefix = file.choose(options.prefix.as_deref())?;
-    let Some((config, Some(readout))) = file.stored_config()? else {
-        let reason = "its metadata describes no GRU with a head; expected a file written by \
-                      save_network or a checkpoint";
-        return Err(Error::format(reason.to_owned()));
-    };
-    let layout = file.network_layout(&prefix, &config, readout)?;
-    file.params(&prefix, layout, options.allow_non_finite)
-}
-
-fn is_head_parameter(name: &str) -> bool {
-    [HEAD_WEIGHT, HEAD_BIAS].contains(&name)
-}
-
-/// Returns a network parameter's name in a file. `gru` is the prefix of the GRU, such as
-/// `model.gru.`; the head has the same parent, such as `model.head.`.
-fn network_name(gru: &str, name: &str) -> String {
-    let gru_name = gru.strip_suffix('.').unwrap_or(gru);
-    let parent = gru_name.rfind('.').map_or("", |dot| &gru[..=dot]);
-    if is_head_parameter(name) { format!("{parent}{name}") } else { format!("{gru}{name}") }
+    Tensors::open(ByteSource::new(from)?)?.read_network(options)
 }
 
 /// Returns the tensors of a network in a flat buffer, with their names in a file under the prefix
@@ -338,71 +271,7 @@ impl<S: Read + Seek> Tensors<S> {
     }
 
     pub fn has(&self, name: &str) -> bool {
-        self.shape(name).is_some()
-    }
-
-    fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.header.info(name).map(|info| &info.shape[..])
-    }
-
-    /// Returns the prefix of every GRU in the file, sorted.
-    fn prefixes(&self) -> Vec<String> {
-        const FIRST: [&str; 3] = ["weight_ih_l0", "weight_ih_l0_reverse", "weight_ih"];
-        let names = self.header.offset_keys();
-        let firsts = names.iter().filter_map(|name| {
-            let prefix = FIRST.iter().find_map(|first| name.strip_suffix(first))?;
-            // The match must be a whole name, not the end of one such as `my_weight_ih_l0`.
-            (prefix.is_empty() || prefix.ends_with('.')).then_some(prefix)
-        });
-        let grus = firsts.filter(|prefix| self.first_cell(prefix).is_some());
-        let mut prefixes: Vec<_> = grus.map(str::to_owned).collect();
-        prefixes.sort();
-        prefixes.dedup();
-        prefixes
-    }
-
-    /// Returns I, H and the suffix of the first cell's names, if its shapes match three
-    /// gates. (An LSTM has four gates, a plain RNN one.)
-    fn first_cell(&self, prefix: &str) -> Option<(usize, usize, &'static str)> {
-        ["_l0", "_l0_reverse"].into_iter().find_map(|cell| {
-            let shape = |kind: &str| self.shape(&self.full_name(prefix, &format!("{kind}{cell}")));
-            match (shape("weight_ih"), shape("weight_hh")) {
-                (Some(&[rows, input]), Some(&[gates, hidden]))
-                    if rows == gates && hidden.checked_mul(3) == Some(gates) =>
-                {
-                    Some((input, hidden, cell))
-                }
-                _ => None,
-            }
-        })
-    }
-
-    /// Returns the prefix of the requested GRU, or of the only one.
-    fn choose(&self, asked: Option<&str>) -> Result<String> {
-        let found = self.prefixes();
-        let find = |prefix: &str| found.iter().find(|p| p.trim_end_matches('.') == prefix).cloned();
-        let chosen = match asked {
-            Some(asked) => find(asked.trim_end_matches('.')),
-            None if found.len() == 1 => found.first().cloned(),
-            None => None,
-        };
-        chosen.ok_or_else(|| Error::Choice {
-            within: "the file".to_owned(),
-            of: "GRU",
-            asked: asked.map(str::to_owned),
-            found,
-            by: "prefix",
-        })
-    }
-
-    /// Returns the name of a parameter in the file. The names of an `nn.GRUCell` have no layer
-    /// number.
-    fn full_name(&self, prefix: &str, name: &str) -> String {
-        let numbered = network_name(prefix, name);
-        match name.strip_suffix("_l0") {
-            Some(plain) if self.header.info(&numbered).is_none() => format!("{prefix}{plain}"),
-            _ => numbered,
-        }
+        self.header.info(name).is_some()
     }
 
     /// The number of tensors.
@@ -415,9 +284,67 @@ impl<S: Read + Seek> Tensors<S> {
         Some(self.header.metadata().as_ref()?.get(key)?.as_str())
     }
 
-    /// Returns the configuration and the head's readout that this crate stored in the metadata, or
-    /// `None` for a file of another writer. The tensors may have been moved under a prefix since.
-    /// All GRUs of a checkpoint have the same configuration.
+    /// Returns the layout of the network whose GRU is under `prefix`, after checking its tensors.
+    pub fn network_layout(
+        &self,
+        prefix: &str,
+        config: &GruConfig,
+        readout: Readout,
+    ) -> Result<ParamLayout> {
+        StateDict::network_layout(self, prefix, config, readout)
+    }
+
+    /// Reads the parameters under `prefix`, whose tensors have been checked.
+    pub fn params(
+        &mut self,
+        prefix: &str,
+        layout: ParamLayout,
+        allow_non_finite: bool,
+    ) -> Result<Params> {
+        StateDict::params(self, prefix, layout, allow_non_finite)
+    }
+
+    /// Reads a tensor.
+    pub fn tensor(&mut self, name: &str) -> Result<ArrayD<f32>> {
+        StateDict::tensor(self, name)
+    }
+}
+
+impl<S: Read + Seek> StateDict for Tensors<S> {
+    fn names(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        self.header.offset_keys().into_iter().map(Cow::Owned)
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.header.info(name).map(|info| info.shape.clone())
+    }
+
+    fn tensor(&mut self, name: &str) -> Result<ArrayD<f32>> {
+        let what = quote(name);
+        let info = self.header.info(name);
+        let info = info.ok_or_else(|| Error::format(format!("there is no tensor {what}")))?;
+        let (first, end) = info.data_offsets;
+        let float = match info.dtype {
+            Dtype::F32 => FloatType::F32,
+            Dtype::F64 => FloatType::F64,
+            Dtype::F16 => FloatType::F16,
+            Dtype::BF16 => FloatType::Bf16,
+            other => {
+                let reason = format!("{what} has dtype {other:?}; expected F32, F64, F16 or BF16");
+                return Err(Error::format(reason));
+            }
+        };
+        let bytes = self.source.read_at(&what, self.data + first as u64, (end - first) as u64)?;
+        let numbers = float.widen(&bytes);
+        Ok(ArrayD::from_shape_vec(IxDyn(&info.shape), numbers).expect("the header was checked"))
+    }
+
+    fn file_len(&self) -> u64 {
+        self.source.len()
+    }
+
+    /// The tensors may have been moved under a prefix since. All GRUs of a checkpoint have the same
+    /// configuration.
     fn stored_config(&self) -> Result<Option<(GruConfig, Option<Readout>)>> {
         if let Some(entry) = self.entry(CHECKPOINT_KEY) {
             return read_config(CheckpointMetadata::parse(entry)?.model()?).map(Some);
@@ -430,131 +357,6 @@ impl<S: Read + Seek> Tensors<S> {
             ))),
         }
     }
-
-    /// Returns the layout of the network whose GRU is under `prefix`, after checking its tensors.
-    pub fn network_layout(
-        &self,
-        prefix: &str,
-        config: &GruConfig,
-        readout: Readout,
-    ) -> Result<ParamLayout> {
-        self.expect_tensors(prefix, config)?;
-        let [weight, bias] = [HEAD_WEIGHT, HEAD_BIAS].map(|name| self.full_name(prefix, name));
-        let shape = self.shape(&bias).ok_or_else(|| missing(&bias))?;
-        let &[outputs] = shape else {
-            let reason = format!("{} has shape {shape:?}, expected one axis", quote(&bias));
-            return Err(Error::format(reason));
-        };
-        self.expect_shape(&weight, &[outputs, config.directions() * config.hidden_size])?;
-        ParamLayout::with_head(config, Head { outputs, readout })
-    }
-
-    /// Reads the parameters under `prefix`. The caller has checked that the tensors exist with the
-    /// shapes of `layout`.
-    pub fn params(
-        &mut self,
-        prefix: &str,
-        layout: ParamLayout,
-        allow_non_finite: bool,
-    ) -> Result<Params> {
-        let mut params = Params::zeros_of(layout)?;
-        for entry in params.layout().clone().entries() {
-            let array = self.tensor(&self.full_name(prefix, &entry.name))?;
-            if !allow_non_finite {
-                check_finite(&entry.name, array.iter())?;
-            }
-            params.set(&entry.name, array.view())?;
-        }
-        Ok(params)
-    }
-
-    /// Infers the configuration of a PyTorch `nn.GRU` from its tensors.
-    fn infer(&self, prefix: &str) -> Result<GruConfig> {
-        let has = |tensor: &str| self.shape(&self.full_name(prefix, tensor)).is_some();
-        let first = self.first_cell(prefix);
-        let (input, hidden, cell) = first.expect("a chosen GRU has its first cell");
-        let bias = match ["ih", "hh"].map(|side| has(&format!("bias_{side}{cell}"))) {
-            [true, true] => Bias::Two,
-            [false, false] => Bias::None,
-            [ih, _] => {
-                let (present, missing) = if ih { ("ih", "hh") } else { ("hh", "ih") };
-                return Err(Error::format(format!(
-                    "there is bias_{present}{cell} but no bias_{missing}{cell}; expected both or neither, \
-                     as in PyTorch (a missing bias can be added as zeros)"
-                )));
-            }
-        };
-        let direction = match [cell == "_l0_reverse", has("weight_ih_l0_reverse")] {
-            [true, _] => Direction::Reverse,
-            [false, true] => Direction::Both,
-            [false, false] => Direction::Forward,
-        };
-        let end = cell.trim_start_matches("_l0");
-        let mut layers = 1;
-        while has(&format!("weight_ih_l{layers}{end}")) {
-            layers += 1;
-        }
-        let config = GruConfig::pytorch(input, hidden).with_bias(bias);
-        Ok(config.with_layers(layers).with_direction(direction))
-    }
-
-    /// Checks that the file has exactly the tensors of `config`, before memory is allocated for
-    /// them.
-    fn expect_tensors(&self, prefix: &str, config: &GruConfig) -> Result<()> {
-        config.validate()?;
-        let mut known = HashSet::new();
-        for (name, expected) in config.tensors() {
-            let name = self.full_name(prefix, &name);
-            self.expect_shape(&name, &expected)?;
-            known.insert(name);
-        }
-        // A projection or another layer would change what the GRU computes.
-        let unknown = self.header.offset_keys().into_iter().find(|name| {
-            let kind = name.strip_prefix(prefix).unwrap_or("");
-            let ours = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"];
-            ours.iter().any(|ours| kind.starts_with(ours)) && !known.contains(name)
-        });
-        match unknown {
-            None => Ok(()),
-            Some(name) => Err(Error::format(format!(
-                "there is an unexpected tensor: a {config} has no tensor {}",
-                quote(&name)
-            ))),
-        }
-    }
-
-    fn expect_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
-        match self.shape(name) {
-            None => Err(missing(name)),
-            Some(got) if got == expected => Ok(()),
-            Some(got) => Err(Error::format(format!(
-                "{} has shape {got:?}, expected {expected:?}",
-                quote(name)
-            ))),
-        }
-    }
-
-    pub fn tensor(&mut self, name: &str) -> Result<ArrayD<f32>> {
-        let info = self.header.info(name).ok_or_else(|| missing(name))?.clone();
-        let (first, end) = info.data_offsets;
-        let what = quote(name);
-        let bytes = self.source.read_at(&what, self.data + first as u64, (end - first) as u64)?;
-        let numbers: Vec<f32> = match info.dtype {
-            Dtype::F32 => arrays(&bytes).map(f32::from_le_bytes).collect(),
-            Dtype::F64 => arrays(&bytes).map(|b| f64::from_le_bytes(b) as f32).collect(),
-            Dtype::F16 => widen_f16(&bytes),
-            Dtype::BF16 => widen_bf16(&bytes),
-            other => {
-                let reason = format!("{what} has dtype {other:?}; expected F32, F64, F16 or BF16");
-                return Err(Error::format(reason));
-            }
-        };
-        Ok(ArrayD::from_shape_vec(IxDyn(&info.shape), numbers).expect("the header was checked"))
-    }
-}
-
-fn missing(name: &str) -> Error {
-    Error::format(format!("there is no tensor {}", quote(name)))
 }
 
 fn in_header(error: serde_json::Error) -> Error {

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod proto;
+pub mod torch_file;
 
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};

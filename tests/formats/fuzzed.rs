@@ -4,7 +4,7 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use gru_wgpu::formats::{npy, onnx, safetensors};
+use gru_wgpu::formats::{StateDictOptions, npy, onnx, pytorch, safetensors};
 use gru_wgpu::{Error, Params};
 
 /// Reads every file of a target. Returns the number of files and of successful reads.
@@ -33,6 +33,16 @@ fn safetensors_files() {
         safetensors::load(path, &options).map(|params| check_finite(&params))
     };
     let (files, good) = read_all("safetensors", |path| read(path, None).or(read(path, Some("a"))));
+    assert!(files > good && good > 0, "{good} of {files}");
+}
+
+#[test]
+fn pytorch_files() {
+    let (files, good) = read_all("pytorch", |path| {
+        let prefixes = pytorch::prefixes(path)?;
+        let options = StateDictOptions::new().with_prefix(prefixes.first().map(String::as_str));
+        pytorch::load(path, &options).map(|params| check_finite(&params))
+    });
     assert!(files > good && good > 0, "{good} of {files}");
 }
 

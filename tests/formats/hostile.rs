@@ -7,7 +7,7 @@ use std::io::Cursor;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use gru_wgpu::formats::{npy, npz, onnx, safetensors};
+use gru_wgpu::formats::{StateDictOptions, npy, npz, onnx, pytorch, safetensors};
 use gru_wgpu::{
     Checkpoint, Device, Direction, Error, Example, GruConfig, Head, Init, Learner, LearnerConfig,
     Loss, Optimizer, ParamLayout, Params, Target, Trainer, TrainerConfig,
@@ -16,6 +16,7 @@ use ndarray::Array2;
 use tempfile::TempDir;
 
 use crate::common::proto::{self, attribute, bytes, float, int, model, node, tensor, zeros};
+use crate::common::torch_file as tf;
 
 /// An allocator that counts the bytes of each thread, and their maximum.
 struct Counting;
@@ -52,6 +53,14 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Runs `read` and returns how much memory it held at most.
+pub fn most_memory<T>(read: impl FnOnce() -> T) -> (T, usize) {
+    let before = HELD.get();
+    MOST.set(before);
+    let result = read();
+    (result, MOST.get() - before)
+}
+
 /// Runs a reader over bytes, and fails if it takes more memory than allowed.
 fn bounded<T>(len: usize, read: impl FnOnce() -> T) -> T {
     /// A multiple of the file's length: an empty message of two bytes becomes a view of 32, in a
@@ -59,10 +68,7 @@ fn bounded<T>(len: usize, read: impl FnOnce() -> T) -> T {
     const MULTIPLE: usize = 64;
     /// Buffers, messages, and the smallest model.
     const BESIDES: usize = 256 << 10;
-    let before = HELD.get();
-    MOST.set(before);
-    let result = read();
-    let most = MOST.get() - before;
+    let (result, most) = most_memory(read);
     assert!(most <= MULTIPLE * len + BESIDES, "{most} bytes for a file of {len}");
     result
 }
@@ -348,7 +354,7 @@ fn inconsistent_safetensors_are_refused() {
             "has dtype I32; expected F32, F64, F16 or BF16",
         ),
         ("no tensors", safetensors_file("{}", 0), "the file holds no GRU"),
-        ("one weight", file(&[&ih], 12), "the file holds no GRU"),
+        ("one weight", file(&[&ih], 12), "there is no tensor `weight_hh_l0`"),
         (
             "names that only end like a GRU's",
             file(&[&ih.replace("weight", "my_weight"), &hh.replace("weight", "my_weight")], 24),
@@ -362,7 +368,7 @@ fn inconsistent_safetensors_are_refused() {
         (
             "a layer left out",
             file(&[&ih, &hh, &one("weight_ih_l2", "F32", "[3,1]", "[24,36]")], 36),
-            "has no tensor `weight_ih_l2`",
+            "there is no tensor `weight_ih_l1`",
         ),
         (
             "an odd bias",
@@ -839,4 +845,211 @@ fn errors_name_files_that_cannot_be_opened() {
     }
     let error = refused(npy::save(missing.join("x.npy"), ndarray::Array1::zeros(3).view()));
     assert!(error.contains("cannot be written"), "{error}");
+}
+
+fn read_pytorch(bytes: &[u8]) -> Result<Params, Error> {
+    bounded(bytes.len(), || pytorch::read(Cursor::new(bytes), &StateDictOptions::new()))
+}
+
+/// Files that PyTorch wrote, cut short and with single bytes changed.
+#[test]
+fn damaged_pytorch_files_are_read_or_refused() {
+    for name in ["shared", "shared_old"] {
+        let path = format!("{}/tests/data/pytorch/{name}.pt", env!("CARGO_MANIFEST_DIR"));
+        let bytes = std::fs::read(path).unwrap();
+        let mut refusals = 0;
+        damaged(&bytes, |bytes| match read_pytorch(bytes) {
+            Ok(_) => {}
+            error => refusals += usize::from(!refused(error).is_empty()),
+        });
+        assert!(refusals > bytes.len(), "{refusals} of {}", bytes.len());
+    }
+}
+
+/// Returns the tensors of a GRU of I 1 and H 1 in storage 0, which has six elements.
+fn torch_gru(class: &str, len: i64) -> [(Vec<u8>, Vec<u8>); 2] {
+    let tensor = |first| tf::tensor(tf::storage(class, "0", len), first, &[3, 1], &[1, 1]);
+    [(tf::text("weight_ih_l0"), tensor(0)), (tf::text("weight_hh_l0"), tensor(3))]
+}
+
+#[test]
+fn inconsistent_pytorch_files_are_refused() {
+    let gru = torch_gru("FloatStorage", 6);
+    let object = tf::pickle(&tf::dict(&gru));
+    let zip = |object: &[u8]| tf::zip_file(object.to_vec(), &[vec![0; 24]]);
+    let old = |object: &[u8]| tf::old_file(object, &[(6, vec![0; 24])]);
+    read_pytorch(&zip(&object)).unwrap();
+    read_pytorch(&old(&object)).unwrap();
+    let value = |value: &[u8]| zip(&tf::pickle(value));
+    // What is wrong with another tensor does no harm.
+    let odd = tf::tensor(tf::storage("OddStorage", "9", -1), -1, &[3, 1], &[1]);
+    let others = [(tf::text("odd"), odd), (tf::text("odd"), b"N".to_vec())];
+    read_pytorch(&value(&tf::dict(&[&gru[..], &others].concat()))).unwrap();
+    // The GRU with another tensor for its first weight.
+    let with = |first, shape: &[i64], strides: &[i64]| {
+        let tensor = tf::tensor(tf::storage("FloatStorage", "0", 6), first, shape, strides);
+        value(&tf::dict(&[(tf::text("weight_ih_l0"), tensor), gru[1].clone()]))
+    };
+    let entries = |names: &[&str]| {
+        let entries = names.iter().map(|name| ((*name).to_owned(), object.clone()));
+        tf::zip(&entries.collect::<Vec<_>>())
+    };
+    let metadata = {
+        let negative = tf::dict(&[(tf::text("neg"), b"\x88".to_vec())]);
+        let storage = tf::storage("FloatStorage", "0", 6);
+        let given = [storage, tf::int(0), tf::ints(&[3, 1]), tf::ints(&[1, 1])];
+        let given = [&given[..], &[b"N".to_vec(), b"N".to_vec(), negative]].concat();
+        let tensor = tf::call("torch._utils", "_rebuild_tensor_v2", &given);
+        value(&tf::dict(&[(tf::text("weight_ih_l0"), tensor), gru[1].clone()]))
+    };
+    let big = tf::zip(&[
+        ("m/data.pkl".to_owned(), object.clone()),
+        ("m/byteorder".to_owned(), b"big".to_vec()),
+    ]);
+    // 40 dictionaries, each of which holds the one before it twice.
+    let shared = |inside: &[u8]| {
+        let wrap = |value: Vec<u8>, at| {
+            let pair = [b"q", &[at][..], b"0}(K\x00h", &[at], b"K\x01h", &[at], b"u"].concat();
+            [value, pair].concat()
+        };
+        (0..40).fold(inside.to_vec(), wrap)
+    };
+    let max = i64::MAX;
+    for (what, bytes, reason) in [
+        ("empty", vec![], "neither as a zip archive nor as a pickle"),
+        ("a text", b"import torch".to_vec(), "neither as a zip archive nor as a pickle"),
+        ("a start of a zip archive", b"PK\x03\x04".to_vec(), "not a valid zip archive"),
+        ("zeros after the start", [b"PK\x03\x04", &[0; 99][..]].concat(), "not a valid zip"),
+        ("another archive", entries(&["a.txt"]), "expected an entry `data.pkl`"),
+        ("an .npz file", entries(&["weight_ih_l0.npy"]), "the arrays of an .npz file"),
+        ("a name twice", entries(&["m/data.pkl", "m/data.pkl"]), "has a name twice"),
+        ("big-endian", big, "its numbers are big-endian"),
+        ("another pickle", object.clone(), "but not one of torch.save"),
+        ("no pickle", zip(b""), "its pickle needs 1 more bytes"),
+        ("an unknown protocol", zip(b"\x80\x06N."), "protocol 6; expected at most 5"),
+        ("an unknown instruction", value(b"\xFF"), "unknown instruction 0xff"),
+        ("an empty stack", value(b"0"), "from an empty stack"),
+        ("a stack that is empty above a mark", value(b"N(\x85"), "from an empty stack"),
+        ("items without a list", value(b"(Nu"), "from an empty stack"),
+        ("a key without a value", value(b"}(Nu"), "a key without a value"),
+        ("an empty memo", value(b"h\x07"), "uses entry 7 of the memo"),
+        ("a text of 4 GB", value(b"X\xFF\xFF\xFF\xFF"), "needs 4294967295 more bytes"),
+        ("bytes of 2^64", value(&[&[0x8E][..], &[0xFF; 8]].concat()), "more bytes, but"),
+        ("a frame past the end", zip(b"\x80\x04\x95\xFF"), "needs 8 more bytes"),
+        ("nothing but a value", value(b"N"), "the file holds no GRU"),
+        ("deep lists", value(&b"]".repeat(100_000)), "the file holds no GRU"),
+        (
+            "deep nesting",
+            value(&[&b"]".repeat(50_000)[..], &b"a".repeat(49_999)].concat()),
+            "the file holds no GRU",
+        ),
+        ("a list in itself", value(b"]q\x00h\x00a"), "the file holds no GRU"),
+        ("a dictionary as its own value", value(b"}q\x00K\x01h\x00s"), "the file holds no GRU"),
+        ("a dictionary as its own key", value(b"}q\x00h\x00K\x01s"), "the file holds no GRU"),
+        ("shared dictionaries", value(&shared(b"}")), "share their contents in too many ways"),
+        ("shared GRUs", value(&shared(&tf::dict(&gru))), "share their contents in too many ways"),
+        (
+            "a function",
+            value(&tf::call("os", "system", &[tf::text("false")])),
+            "the file holds no GRU",
+        ),
+        ("an LSTM", value(&tf::dict(&gru[1..])), "there is no tensor `weight_ih_l0`"),
+        ("an offset past the end", with(4, &[3, 1], &[1, 1]), "reach beyond its storage"),
+        ("an offset that overflows", with(max, &[3, 1], &[1, 1]), "reach beyond its storage"),
+        ("a negative offset", with(-1, &[3, 1], &[1, 1]), "has no valid offset"),
+        ("strides past the end", with(0, &[3, 1], &[3, 1]), "reach beyond its storage"),
+        ("strides that overflow", with(0, &[3, 1], &[max, 1]), "reach beyond its storage"),
+        ("negative strides", with(2, &[3, 1], &[-1, 1]), "has no valid strides"),
+        ("too few strides", with(0, &[3, 1], &[1]), "another number of strides"),
+        ("a negative size", with(0, &[-3, 1], &[1, 1]), "has no valid shape"),
+        ("too many axes", with(0, &[1; 65], &[1; 65]), "has no valid shape"),
+        ("sizes that overflow", with(0, &[3, max], &[0, 0]), "the size overflows"),
+        ("a vast view", with(0, &[3, 1 << 40], &[0, 0]), "more than the file has bytes"),
+        ("a view of the negative", metadata, "is a view with the bit `neg`"),
+        (
+            "no storage",
+            tf::zip_file(object.clone(), &[]),
+            "is in the storage `0`, which the file lacks",
+        ),
+        (
+            "a storage that is cut short",
+            tf::zip_file(object.clone(), &[vec![0; 23]]),
+            "reach beyond its storage of 23 bytes",
+        ),
+        (
+            "an old storage that is cut short",
+            tf::old_file(&object, &[(6, vec![0; 23])]),
+            "its storage `0` has 6 elements",
+        ),
+        ("another length", tf::old_file(&object, &[(5, vec![0; 24])]), "but its pickle says 6"),
+        (
+            "an old storage of no tensor",
+            tf::old_file(&object, &[(6, vec![0; 24]), (0, vec![])]),
+            "its storage `1` belongs to no tensor",
+        ),
+        (
+            "an unknown type in the old form",
+            old(&tf::pickle(&tf::dict(&torch_gru("OddStorage", 6)))),
+            "6 elements of `OddStorage`",
+        ),
+        (
+            "a storage that is described in two ways",
+            old(&tf::pickle(&tf::dict(&[gru[0].clone(), torch_gru("FloatStorage", 7)[1].clone()]))),
+            "is described in two ways",
+        ),
+        (
+            "whole numbers",
+            zip(&tf::pickle(&tf::dict(&torch_gru("IntStorage", 6)))),
+            "has dtype `IntStorage`",
+        ),
+        (
+            "one name for two tensors",
+            value(&tf::dict(&[gru[0].clone(), (gru[0].0.clone(), gru[1].1.clone())])),
+            "two of its tensors have the name `weight_ih_l0`",
+        ),
+    ] {
+        let message = refused(read_pytorch(&bytes));
+        assert!(message.contains(reason), "{what}: {message}");
+    }
+}
+
+/// Instructions of one or two bytes that each make a value, which is the most memory for a file.
+#[test]
+fn the_values_of_a_pickle_take_bounded_memory() {
+    let gru = tf::dict(&torch_gru("FloatStorage", 6));
+    for repeated in [
+        &b"}"[..],
+        b"]",
+        b"(",
+        b"N",
+        b"2",
+        b"}\x94",
+        b"]a",
+        b"2a",
+        b"\x85",
+        b"N2\x86",
+        b"K\x01",
+        b"U\x00",
+        b"c\n\n",
+        b"h\x00h\x01\x93",
+        b"h\x02h\x03R",
+        b"h\x02)R",
+        b"K\x01h\x01s",
+        b"K\x01h\x04s",
+    ] {
+        for count in [30_000, 70_000] {
+            let first = [b"}q\x00", &tf::text("k")[..], b"q\x010"].concat();
+            let ordered = tf::global("collections", "OrderedDict");
+            // A call for a hundred pairs.
+            let pairs = [b"](", &b"]K\x01aK\x02a".repeat(100)[..], b"e\x85"].concat();
+            let memo = [&first[..], &ordered, b"q\x020", &pairs, b"q\x030", &gru, b"q\x040"];
+            let start = [&memo.concat()[..], b"}]}"].concat();
+            let body = repeated.repeat(count);
+            let bytes = tf::zip_file(tf::pickle(&[start, body].concat()), &[vec![0; 24]]);
+            match read_pytorch(&bytes) {
+                Ok(_) => {}
+                error => drop(refused(error)),
+            }
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod hostile;
 mod layouts;
 mod models;
 mod onnx;
+mod pytorch;
 mod rnnoise;
 mod roundtrips;
 mod serde;

@@ -108,7 +108,7 @@ fn no_feature_is_on_by_default() {
     let packages = metadata["packages"].as_array().unwrap();
     let own = packages.iter().find(|package| package["name"] == "gru-wgpu").unwrap();
     let features: Vec<_> = own["features"].as_object().unwrap().keys().collect();
-    assert_eq!(features, ["npy", "onnx", "safetensors", "serde"]);
+    assert_eq!(features, ["npy", "onnx", "pytorch", "safetensors", "serde"]);
 }
 
 /// The package for crates.io: everything that the library is built from, and no data.

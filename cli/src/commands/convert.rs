@@ -30,6 +30,7 @@ pub struct ConvertArgs {
 const EXAMPLES: &str = "\
 Examples:
   gru convert denoiser.onnx --node gru_1 gru.safetensors
+  gru convert last.ckpt --prefix state_dict.model.gru gru.safetensors
   gru convert gru.safetensors gru.onnx --with-h0";
 
 const DETAILS: &str = "\

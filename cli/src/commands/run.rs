@@ -27,7 +27,7 @@ pub struct RunArgs {
 
 const EXAMPLES: &str = "\
 Examples:
-  gru run gru.safetensors --input x.npy --output y.npy
+  gru run model.pt --input x.npy --output y.npy
   gru run speech.safetensors --prefix encoder.gru --input x.npy --lengths n.npy --output y.npy
   gru run denoiser.onnx --node gru_1 --input x.npy --h0 h.npy --output y.npy --hn hn.npy";
 

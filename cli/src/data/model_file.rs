@@ -1,10 +1,12 @@
 //! The arguments for model files and input arrays that several commands share.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use gru_wgpu::formats::onnx::OptionalInput;
-use gru_wgpu::formats::{npy, onnx, safetensors};
+use gru_wgpu::formats::{StateDictOptions, npy, onnx, pytorch, safetensors};
 use gru_wgpu::{Batch, DeviceKind, Gru, Layout, Params};
 use ndarray::{Array3, Ix3};
 
@@ -15,7 +17,8 @@ use crate::ui::outputs::OutputFiles;
 /// A model file and the choice of one of its GRUs.
 #[derive(clap::Args, Debug)]
 pub struct ModelArgs {
-    /// A .safetensors file (of PyTorch or of this program) or an .onnx file.
+    /// A file of PyTorch (.pt, .pth, .bin, .ckpt or .safetensors), of this program, or an .onnx
+    /// file.
     #[arg(value_name = "MODEL")]
     pub path: PathBuf,
 
@@ -26,8 +29,8 @@ pub struct ModelArgs {
 /// The choice of a GRU in a model file, and whether its weights must be finite.
 #[derive(clap::Args, Debug)]
 pub struct ModelSelection {
-    /// For a .safetensors file with several GRUs: the prefix of the GRU's tensor names, in front of
-    /// `weight_ih_l0`.
+    /// For a file of PyTorch with several GRUs: the prefix of the GRU's tensor names, in front of
+    /// `weight_ih_l0`. Commas join cells to layers, a plus joins two directions.
     #[arg(long)]
     prefix: Option<String>,
 
@@ -65,14 +68,10 @@ impl ModelArgs {
 impl ModelSelection {
     /// Reads a model and logs its configuration.
     pub fn load(&self, path: &Path) -> Result<LoadedModel> {
-        let model = match extension(path).as_str() {
-            "safetensors" => self.load_safetensors(path)?,
-            "onnx" => self.load_onnx(path)?,
-            _ => bail!(
-                "{} must have the extension .safetensors or .onnx; in Python: \
-                 safetensors.torch.save_file(model.state_dict(), \"model.safetensors\")",
-                quote_path(path)
-            ),
+        let model = match ModelFormat::of(path)? {
+            ModelFormat::Safetensors => self.load_state_dict(path, safetensors::load)?,
+            ModelFormat::Pytorch => self.load_state_dict(path, pytorch::load)?,
+            ModelFormat::Onnx => self.load_onnx(path)?,
         };
         log(format_args!("model: {}", model.params.layout().config()));
         Ok(model)
@@ -83,15 +82,19 @@ impl ModelSelection {
         self.prefix.is_none() && self.node.is_none() && !self.allow_non_finite
     }
 
-    fn load_safetensors(&self, path: &Path) -> Result<LoadedModel> {
+    fn load_state_dict<'a>(
+        &self,
+        path: &'a Path,
+        load: impl FnOnce(&'a Path, &StateDictOptions) -> gru_wgpu::Result<Params>,
+    ) -> Result<LoadedModel> {
         ensure!(
             self.node.is_none(),
-            "--node is for .onnx files; choose a GRU of a .safetensors file with --prefix"
+            "--node is for ONNX models; choose a GRU of a PyTorch or safetensors file with --prefix"
         );
-        let options = safetensors::SafetensorsOptions::new()
+        let options = StateDictOptions::new()
             .with_prefix(self.prefix.as_deref())
             .with_non_finite(self.allow_non_finite);
-        let params = safetensors::load(path, &options).map_err(of_file(path))?;
+        let params = load(path, &options).map_err(of_file(path))?;
         let (h0, lengths) = (OptionalInput::Nothing, OptionalInput::Nothing);
         Ok(LoadedModel { params, h0, lengths, external_data: Vec::new() })
     }
@@ -99,7 +102,7 @@ impl ModelSelection {
     fn load_onnx(&self, path: &Path) -> Result<LoadedModel> {
         ensure!(
             self.prefix.is_none(),
-            "--prefix is for .safetensors files; choose a GRU of an .onnx file with --node"
+            "--prefix is for PyTorch and safetensors files; choose a GRU of an ONNX model with --node"
         );
         let options = onnx::OnnxOptions::new()
             .with_node(self.node.as_deref())
@@ -110,6 +113,97 @@ impl ModelSelection {
         log(format_args!("nodes: {}", nodes.join(", ")));
         notes.iter().for_each(|note| log(format_args!("{}: {note}", quote_path(path))));
         Ok(LoadedModel { params, h0, lengths, external_data })
+    }
+}
+
+/// The format of a model file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ModelFormat {
+    Safetensors,
+    Pytorch,
+    Onnx,
+}
+
+impl ModelFormat {
+    /// Recognises a file's format by its content, and by its name if the content tells nothing.
+    /// Logs the format if the name is that of another one.
+    fn of(path: &Path) -> Result<Self> {
+        let end = extension(path);
+        let named = match end.as_str() {
+            "safetensors" => Some(Self::Safetensors),
+            "pt" | "pth" | "bin" | "ckpt" => Some(Self::Pytorch),
+            "onnx" => Some(Self::Onnx),
+            _ => None,
+        };
+        let found = match (Content::of(path), named) {
+            (Content::Model(found), _) => found,
+            (Content::Other(what, advice), _) => bail!("{} is {what}; {advice}", quote_path(path)),
+            // The reader says what is wrong with the file, or why it cannot be opened.
+            (Content::Unknown, Some(named)) => return Ok(named),
+            (Content::Unknown, None) => bail!(
+                "{} is not recognised as a model file by its content or its name; expected a file \
+                 of torch.save (.pt, .pth, .bin, .ckpt), a .safetensors file or an .onnx file",
+                quote_path(path)
+            ),
+        };
+        if named.is_some_and(|named| named != found) {
+            log(format_args!(
+                "{}: the content is {}, although the name ends in .{end}",
+                quote_path(path),
+                found.name()
+            ));
+        }
+        Ok(found)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "a safetensors file",
+            Self::Pytorch => "a file of torch.save",
+            Self::Onnx => "an ONNX model",
+        }
+    }
+}
+
+/// What the first bytes of a file tell.
+enum Content {
+    Model(ModelFormat),
+    /// Something else, and what to do.
+    Other(&'static str, &'static str),
+    Unknown,
+}
+
+impl Content {
+    fn of(path: &Path) -> Self {
+        // A pipe would wait for its writer.
+        let is_file = path.is_file();
+        let mut start = Vec::new();
+        let read = is_file.then(|| File::open(path)?.take(16).read_to_end(&mut start));
+        match read {
+            Some(Ok(_)) => Self::of_start(&start),
+            _ => Self::Unknown,
+        }
+    }
+
+    fn of_start(start: &[u8]) -> Self {
+        // The length of a safetensors header is below 100 MB, and the header is a JSON object.
+        let has_json = start.get(8) == Some(&b'{') && start[4..8] == [0; 4];
+        match start {
+            [b'P', b'K', 3, 4, ..] | [0x80, 0..=5, ..] => Self::Model(ModelFormat::Pytorch),
+            // The digits of torch.save's magic number.
+            _ if start.starts_with(b"L1195470371460388") => Self::Model(ModelFormat::Pytorch),
+            _ if has_json => Self::Model(ModelFormat::Safetensors),
+            // The field ir_version, which is below 128 and which every exporter writes first.
+            [8, 1..=127, ..] => Self::Model(ModelFormat::Onnx),
+            _ if start.starts_with(b"\x93NUMPY") => {
+                Self::Other("an array of NumPy", "give the model first and the array with --input")
+            }
+            _ if start.starts_with(b"\x89HDF\r\n") => Self::Other(
+                "an HDF5 file, as Keras writes it",
+                "this program reads files of PyTorch, safetensors and ONNX",
+            ),
+            _ => Self::Unknown,
+        }
     }
 }
 

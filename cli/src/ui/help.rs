@@ -82,7 +82,8 @@ option("horizon", "ROWS", "Rows to forecast"),
 option("season", "ROWS", "Rows of a season, for the baselines"),
 ]),
 ("Model", &[
-option("prefix", "PREFIX", "Prefix of the GRU's names in a .safetensors file").more("The part before `weight_ih_l0`. Needed if the file has several GRUs."),
+option("prefix", "PREFIX", "Prefix of the GRU's names in a PyTorch file").more("The part before `weight_ih_l0`. Needed if the file has several GRUs. Commas join cells to layers, \
+         a plus joins two directions: `cell0,cell1`, `forward+backward`."),
 option("node", "NAME", "GRU node of an .onnx file, or `first..last` of a stack").more("Needed if the file has several GRUs."),
 option("allow_non_finite", "", "Accept weights that are infinite or NaN"),
 option("hidden", "UNITS", "Hidden units per layer and direction"),

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::common::program::{assert_refused, gru, text};
 use crate::common::{assert_close, within};
 use crate::scene::Scene;
-use gru_wgpu::formats::{npy, safetensors};
+use gru_wgpu::formats::{npy, npz, safetensors};
 use gru_wgpu::{Gradients, Init, Params};
 use ndarray::{Array1, Array3, Ix3};
 use tempfile::TempDir;
@@ -70,6 +70,43 @@ fn run_writes_what_the_library_computes() {
     // From zeros, every row of length T.
     scene.run(&["run", "model.onnx", "--input", "x.npy", "--output", "y.npy", "--device", "cpu"]);
     assert_close("y", &scene.array("y.npy"), &scene.gru.forward(&scene.x).unwrap().y, within(2e-6));
+}
+
+/// Files of torch.save, and files whose name is that of another format.
+#[test]
+fn model_files_are_recognised_by_their_content() {
+    let scene = Scene::new();
+    let run = |model: &str, prefix: &[&str]| {
+        let run = ["run", model, "--input", "t.npy", "--output", "y.npy", "--device", "cpu"];
+        scene.run(&[&run[..], prefix].concat())
+    };
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/pytorch");
+    let copy = |from: &str, to: &str| {
+        std::fs::copy(data.join(from), scene.path().join(to)).unwrap();
+    };
+    copy("x.npy", "t.npy");
+    copy("zip.encoder.gru.npy", "expected.npy");
+    let expected = scene.array("expected.npy");
+    for (file, name, words) in [
+        ("zip.pt", "zip.pt", ""),
+        ("old.pt", "last.ckpt", ""),
+        ("lightning.pt", "model.weights", ""),
+        ("zip.pt", "zip.onnx", "`zip.onnx`: the content is a file of torch.save"),
+    ] {
+        copy(file, name);
+        let stderr = run(name, &[]);
+        assert_close("y", &scene.array("y.npy"), &expected, within(1e-6));
+        assert!(stderr.contains(words), "{stderr}");
+        assert_eq!(stderr.contains("the content is"), !words.is_empty(), "{stderr}");
+    }
+    scene.run(&["convert", "last.ckpt", "--prefix", "encoder.gru", "t.safetensors"]);
+    std::fs::rename(scene.path().join("t.safetensors"), scene.path().join("t.bin")).unwrap();
+    assert!(run("t.bin", &[]).contains("the content is a safetensors file"));
+    assert_close("y", &scene.array("y.npy"), &expected, within(1e-6));
+    copy("cells.pt", "cells.pt");
+    copy("cells.layers.npy", "layers.npy");
+    run("cells.pt", &["--prefix", "cell0,cell1"]);
+    assert_close("y", &scene.array("y.npy"), &scene.array("layers.npy"), within(1e-6));
 }
 
 fn load_gradients(scene: &Scene, name: &str) -> Vec<(String, Vec<f32>)> {
@@ -303,6 +340,9 @@ fn wrong_input_is_reported_and_writes_no_file() {
     write("no.npy", b"numbers");
     write("no.onnx", b"a model");
     write("no.safetensors", b"this is no model");
+    write("no.pt", b"this is no model");
+    let arrays = [("a".to_owned(), scene.x.view().into_dyn())];
+    npz::save_arrays(path.join("arrays.pt"), arrays).unwrap();
     npy::save(path.join("two.npy"), scene.x.index_axis(ndarray::Axis(0), 0)).unwrap();
     ndarray_npy::write_npy(path.join("long.npy"), &Array1::from(vec![7i32, 1, 2])).unwrap();
     ndarray_npy::write_npy(path.join("below.npy"), &Array1::from(vec![-1i64, 1, 2])).unwrap();
@@ -332,7 +372,13 @@ fn wrong_input_is_reported_and_writes_no_file() {
     for (arguments, words) in [
         (
             run("model.txt", "x.npy"),
-            &["`model.txt`", "must have the extension .safetensors or .onnx"][..],
+            &["`model.txt` is not recognised as a model file", "torch.save"][..],
+        ),
+        (run("x.npy", "x.npy"), &["`x.npy` is an array of NumPy; give the model first"]),
+        (run("no.pt", "x.npy"), &["`no.pt`: it is not a file of torch.save"]),
+        (
+            run("arrays.pt", "x.npy"),
+            &["`arrays.pt`: it is a zip archive with the arrays of an .npz"],
         ),
         (run("missing.onnx", "x.npy"), &["`missing.onnx` cannot be opened: No such file"]),
         (run("no.onnx", "x.npy"), &["`no.onnx`: it is not a valid ONNX model"]),
@@ -362,7 +408,7 @@ fn wrong_input_is_reported_and_writes_no_file() {
                 "`model.onnx`: its graph holds no GRU `gru_l7`; choose one by its node: `gru_l0..gru_l1`",
             ],
         ),
-        (with(&["--prefix", "a"]), &["--prefix is for .safetensors files"]),
+        (with(&["--prefix", "a"]), &["--prefix is for PyTorch and safetensors files"]),
         (with(&["--hn", "y.npy"]), &["--hn `y.npy` is the same file as --output `y.npy`"]),
         (with(&["--hn", "./folder/../y.npy"]), &["is the same file as --output"]),
         (with(&["--hn", "x.npy"]), &["is the same file as the input `x.npy`"]),
@@ -371,7 +417,7 @@ fn wrong_input_is_reported_and_writes_no_file() {
         (with(&["--hn", "nowhere/hn.npy"]), &["`nowhere` does not exist"]),
         (
             [&run("model.safetensors", "x.npy")[..], &["--node", "a"]].concat(),
-            &["--node is for .onnx files"],
+            &["--node is for ONNX models"],
         ),
         (dy("x.npy"), &["dy [T, B, D·H] has shape [6, 3, 4], expected [6, 3, 10]"]),
         (

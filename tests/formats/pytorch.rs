@@ -1,0 +1,192 @@
+//! Files of `torch.save`, run on the CPU and compared with PyTorch's outputs.
+//! `tests/data/pytorch.py` made both.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use gru_wgpu::check::TOLERANCE;
+use gru_wgpu::formats::{StateDictOptions, npy, pytorch, safetensors};
+use gru_wgpu::{Batch, Bias, Device, Direction, Error, Gru, GruConfig, Params};
+use ndarray::{Array3, Ix3};
+
+use crate::common::assert_close;
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pytorch").join(name)
+}
+
+fn array(name: &str) -> Array3<f32> {
+    npy::load_as::<Ix3>(path(name)).unwrap().0
+}
+
+fn load(name: &str, prefix: Option<&str>) -> Result<Params, Error> {
+    pytorch::load(path(&format!("{name}.pt")), &StateDictOptions::new().with_prefix(prefix))
+}
+
+/// Compares a model's outputs with those of a file.
+fn check(what: &str, params: &Params, expected: &str) {
+    let gru = Gru::with_params(params.clone(), &Device::cpu()).unwrap();
+    let x = array("x.npy");
+    let y = gru.forward(Batch::new(x.view())).unwrap().y.mapv(f64::from);
+    let expected = array(expected).mapv(f64::from);
+    let worst = (&y - &expected).iter().fold(0.0, |worst, e| f64::max(worst, e.abs()));
+    println!("{what:<24} {worst:.1e}");
+    assert_close(what, &y, &expected, TOLERANCE);
+}
+
+#[test]
+fn state_dicts_are_found_under_any_keys() {
+    let config = GruConfig::pytorch(3, 5).with_layers(2).with_direction(Direction::Both);
+    for (name, prefix) in [
+        ("zip", "encoder.gru."),
+        ("old", "encoder.gru."),
+        ("old_protocol1", ""),
+        ("old_protocol3", ""),
+        ("old_protocol4", ""),
+        ("old_protocol5", ""),
+        ("zip_protocol5", ""),
+        ("parallel", "model.module.encoder.gru."),
+        ("compiled", "nets.0._orig_mod.encoder.gru."),
+        ("module", "encoder.gru."),
+        ("lightning", "state_dict.model.encoder.gru."),
+        ("lightning_old", "state_dict.model.encoder.gru."),
+    ] {
+        let file = path(&format!("{name}.pt"));
+        assert_eq!(pytorch::prefixes(&file).unwrap(), [prefix], "{name}");
+        let params = load(name, None).unwrap();
+        assert_eq!(*params.layout().config(), config, "{name}");
+        check(name, &params, "zip.encoder.gru.npy");
+        assert_eq!(load(name, Some(prefix)).unwrap(), params);
+        let read = pytorch::read(File::open(&file).unwrap(), &StateDictOptions::new());
+        assert_eq!(read.unwrap(), params);
+    }
+}
+
+#[test]
+fn every_type_of_floats_is_read() {
+    for name in ["float64", "float16", "bfloat16"] {
+        let params = load(name, None).unwrap();
+        assert_eq!(params.layout().config().bias, Bias::None);
+        check(name, &params, &format!("{name}.gru.npy"));
+    }
+    let error = load("int8", None).unwrap_err().to_string();
+    assert!(error.contains("`weight_ih_l0` has dtype `CharStorage`; expected float32"), "{error}");
+}
+
+#[test]
+fn views_of_storages_are_read() {
+    let params = load("views", None).unwrap();
+    check("views", &params, "views.gru.npy");
+    for name in ["views_old", "shared", "shared_old"] {
+        assert_eq!(load(name, None).unwrap(), params, "{name}");
+    }
+    check("expanded", &load("expanded", None).unwrap(), "expanded.gru.npy");
+    check("script", &load("script", None).unwrap(), "script.gru.npy");
+}
+
+#[test]
+fn weight_norm_and_weight_drop_are_computed() {
+    for form in ["norm", "norm_new"] {
+        for dim in ["0", "1", "None"] {
+            let name = format!("{form}_{dim}");
+            let params = load(&name, Some("gru")).unwrap();
+            check(&name, &params, &format!("{name}.gru.npy"));
+        }
+    }
+    check("norm_module", &load("norm_module", None).unwrap(), "norm_module.gru.npy");
+    check("drop", &load("drop", Some("rnn")).unwrap(), "drop.gru.npy");
+    check("drop_fastai", &load("drop_fastai", None).unwrap(), "drop.gru.npy");
+    let error = load("spectral", None).unwrap_err().to_string();
+    for words in ["there is no tensor `weight_hh_l0`", "there is `weight_hh_l0_orig`"] {
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn cells_are_joined() {
+    let found: Vec<_> =
+        ["backwards.0.", "backwards.1.", "cell0.", "cell1.", "forwards.0.", "forwards.1."].into();
+    assert_eq!(pytorch::prefixes(path("cells.pt")).unwrap(), found);
+    assert!(matches!(load("cells", None), Err(Error::Choice { .. })));
+    let cell = load("cells", Some("cell0")).unwrap();
+    assert_eq!(*cell.layout().config(), GruConfig::pytorch(3, 5));
+    check("a cell", &cell, "cells.cell0.npy");
+    let layers = load("cells", Some("cell0, cell1.")).unwrap();
+    assert_eq!(*layers.layout().config(), GruConfig::pytorch(3, 5).with_layers(2));
+    check("layers of cells", &layers, "cells.layers.npy");
+    let both = "forwards.0+backwards.0,forwards.1+backwards.1";
+    let both = load("cells", Some(both)).unwrap();
+    assert_eq!(both.layout().config().direction, Direction::Both);
+    check("directions of cells", &both, "cells.both.npy");
+    for (asked, reason) in [
+        ("cell1,cell0", "as layer 1 of the joined GRU it must be"),
+        ("cell0,forwards.1", "as layer 1 of the joined GRU it must be"),
+        ("cell0,none", "holds no GRU `none`"),
+        ("cell0,", "holds no GRU ``"),
+        ("cell0+cell0,cell1", "need one prefix each, or two with a plus"),
+        ("cell0+cell0+cell0", "need one prefix each, or two with a plus"),
+    ] {
+        let error = load("cells", Some(asked)).unwrap_err().to_string();
+        assert!(error.contains(reason), "{asked}: {error}");
+    }
+}
+
+/// The same rules for names hold in a safetensors file.
+#[test]
+fn missing_tensors_are_named_in_safetensors_too() {
+    let whole = load("zip", None).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("m.safetensors");
+    let with = |change: &dyn Fn(&str) -> Option<String>| {
+        let tensors = whole.iter().filter_map(|(name, values)| {
+            let bytes: Vec<u8> = values.iter().flat_map(|number| number.to_le_bytes()).collect();
+            Some((change(name)?, values.shape().to_vec(), bytes))
+        });
+        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+        for (name, shape, bytes) in tensors {
+            let ends = [data.len(), data.len() + bytes.len()];
+            let entry = serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": ends });
+            header.insert(name, entry);
+            data.extend(bytes);
+        }
+        let header = serde_json::Value::from(header).to_string();
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+        std::fs::write(&file, bytes).unwrap();
+        safetensors::load(&file, &StateDictOptions::new())
+    };
+    for missing in
+        ["weight_ih_l0", "weight_hh_l0", "weight_hh_l1", "bias_hh_l0", "bias_ih_l1_reverse"]
+    {
+        let error = with(&|name| (name != missing).then(|| name.to_owned())).unwrap_err();
+        let error = error.to_string();
+        assert!(error.ends_with(&format!("there is no tensor `{missing}`")), "{error}");
+    }
+    let raw = with(&|name| Some(name.replace("weight_hh_l0", "weight_hh_l0_raw")));
+    // `weight_hh_l0_raw_reverse` is no name of a weight drop.
+    let error = raw.unwrap_err().to_string();
+    assert!(error.contains("there is no tensor `weight_hh_l0_reverse`"), "{error}");
+    let raw = |name: &str| match name {
+        "weight_hh_l0" => "weight_hh_l0_raw".to_owned(),
+        other => other.to_owned(),
+    };
+    assert_eq!(with(&|name| Some(raw(name))).unwrap(), whole);
+}
+
+/// A checkpoint of 2 GB, without the disk: the storages that no tensor of the GRU uses are holes.
+#[test]
+fn a_gru_of_a_large_checkpoint_is_read_alone() {
+    let small = std::fs::read(path("shared_old.pt")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("large.pt");
+    // The old form has its one storage at the end; the last 8 bytes before it are its length.
+    let mut large = File::create(&file).unwrap();
+    large.write_all(&small).unwrap();
+    large.seek(SeekFrom::Start(2 << 30)).unwrap();
+    large.write_all(&[0]).unwrap();
+    drop(large);
+    let options = StateDictOptions::new();
+    let (params, most) = crate::hostile::most_memory(|| pytorch::load(&file, &options).unwrap());
+    assert_eq!(params, load("shared", None).unwrap());
+    assert!(most < 1 << 20, "{most} bytes");
+}
