@@ -189,10 +189,11 @@ impl Content {
         // The length of a safetensors header is below 100 MB, and the header is a JSON object.
         let has_json = start.get(8) == Some(&b'{') && start[4..8] == [0; 4];
         match start {
+            // First: the length may look like the start of the others.
+            _ if has_json => Self::Model(ModelFormat::Safetensors),
             [b'P', b'K', 3, 4, ..] | [0x80, 0..=5, ..] => Self::Model(ModelFormat::Pytorch),
             // The digits of torch.save's magic number.
             _ if start.starts_with(b"L1195470371460388") => Self::Model(ModelFormat::Pytorch),
-            _ if has_json => Self::Model(ModelFormat::Safetensors),
             // The field ir_version, which is below 128 and which every exporter writes first.
             [8, 1..=127, ..] => Self::Model(ModelFormat::Onnx),
             _ if start.starts_with(b"\x93NUMPY") => {
@@ -345,4 +346,31 @@ pub fn on_device(kind: DeviceKind, params: Params, path: &Path) -> Result<Gru> {
     let device = open(kind)?;
     let gru = Gru::with_params(params, &device);
     gru.with_context(|| format!("the model in {} does not fit the device", quote_path(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The length of a safetensors header may look like the start of a pickle or of a model.
+    #[test]
+    fn formats_are_told_apart_by_the_first_bytes() {
+        for length in [0x0208_u64, 0x0280, 0x0580, 0x4b50, 24] {
+            let start = [&length.to_le_bytes()[..], b"{\"a\""].concat();
+            let found = Content::of_start(&start);
+            assert!(matches!(found, Content::Model(ModelFormat::Safetensors)), "{length:#x}");
+        }
+        for (start, expected) in [
+            (&b"PK\x03\x04\x00\x00\x00\x00{"[..], ModelFormat::Pytorch),
+            (b"\x80\x02\x8a\x0al\xfc\x9cF", ModelFormat::Pytorch),
+            (b"\x80\x02}q\x00", ModelFormat::Pytorch),
+            (b"\x08\x08\x12\x07pytorch", ModelFormat::Onnx),
+        ] {
+            let found = Content::of_start(start);
+            assert!(matches!(found, Content::Model(found) if found == expected), "{start:?}");
+        }
+        for start in [&b""[..], b"\x80", b"{}", b"id,x\n"] {
+            assert!(matches!(Content::of_start(start), Content::Unknown), "{start:?}");
+        }
+    }
 }
