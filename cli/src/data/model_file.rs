@@ -361,7 +361,7 @@ mod tests {
             assert!(matches!(found, Content::Model(ModelFormat::Safetensors)), "{length:#x}");
         }
         for (start, expected) in [
-            (&b"PK\x03\x04\x00\x00\x00\x00{"[..], ModelFormat::Pytorch),
+            (&b"PK\x03\x04\x00\x00\x08\x08\x00\x00"[..], ModelFormat::Pytorch),
             (b"\x80\x02\x8a\x0al\xfc\x9cF", ModelFormat::Pytorch),
             (b"\x80\x02}q\x00", ModelFormat::Pytorch),
             (b"\x08\x08\x12\x07pytorch", ModelFormat::Onnx),
