@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::common::{adapter, open_adapter, random3};
-use gru_wgpu::formats::{self, Cell, npy, npz, onnx, safetensors};
+use gru_wgpu::formats::{self, Cell, npy, npz, onnx, pytorch, safetensors};
 use gru_wgpu::plan::{self, DeviceCaps, Limits, Mode, Plan};
 use gru_wgpu::{
     Activation, Batch, Bias, Buffers, Checkpoint, Clip, DataFingerprint, DataFingerprints, Device,
@@ -1244,12 +1244,16 @@ fn files(t: &mut Table) {
         t.row("formats::onnx::load", what, Refused, || onnx::load(path, &onnx::OnnxOptions::new()));
         t.row("formats::onnx::names", what, Refused, || onnx::names(path));
         t.row("formats::safetensors::load", what, Refused, || {
-            safetensors::load(path, &safetensors::SafetensorsOptions::new())
+            safetensors::load(path, &formats::StateDictOptions::new())
         });
         t.row("formats::safetensors::load_network", what, Refused, || {
-            safetensors::load_network(path, &safetensors::SafetensorsOptions::new())
+            safetensors::load_network(path, &formats::StateDictOptions::new())
         });
         t.row("formats::safetensors::prefixes", what, Refused, || safetensors::prefixes(path));
+        t.row("formats::pytorch::load", what, Refused, || {
+            pytorch::load(path, &formats::StateDictOptions::new())
+        });
+        t.row("formats::pytorch::prefixes", what, Refused, || pytorch::prefixes(path));
     }
     for bytes in [vec![], vec![0; 9], vec![255; 64]] {
         let what = "bytes that are no file";
@@ -1271,26 +1275,32 @@ fn files(t: &mut Table) {
         t.row("formats::safetensors::read_prefixes", what, Refused, || {
             safetensors::read_prefixes(Cursor::new(&bytes))
         });
+        t.row("formats::pytorch::read", what, Refused, || {
+            pytorch::read(Cursor::new(&bytes), &formats::StateDictOptions::new())
+        });
+        t.row("formats::pytorch::read_prefixes", what, Refused, || {
+            pytorch::read_prefixes(Cursor::new(&bytes))
+        });
         t.row("formats::onnx::read", what, Refused, || {
             onnx::read(Cursor::new(&bytes), &onnx::OnnxOptions::new())
         });
         t.row("formats::safetensors::read", what, Refused, || {
-            safetensors::read(Cursor::new(&bytes), &safetensors::SafetensorsOptions::new())
+            safetensors::read(Cursor::new(&bytes), &formats::StateDictOptions::new())
         });
         t.row("formats::safetensors::read_network", what, Refused, || {
-            safetensors::read_network(Cursor::new(&bytes), &safetensors::SafetensorsOptions::new())
+            safetensors::read_network(Cursor::new(&bytes), &formats::StateDictOptions::new())
         });
     }
     t.plain(
         "formats::npz::NpzOptions::new formats::npz::NpzOptions::with_non_finite formats::onnx::OnnxOptions::new \
          formats::onnx::OnnxOptions::with_node formats::onnx::OnnxOptions::with_non_finite \
-         formats::safetensors::SafetensorsOptions::new formats::safetensors::SafetensorsOptions::with_prefix \
-         formats::safetensors::SafetensorsOptions::with_non_finite",
+         formats::StateDictOptions::new formats::StateDictOptions::with_prefix \
+         formats::StateDictOptions::with_non_finite",
         "odd names",
         || {
             let npz = npz::NpzOptions::new().with_non_finite(true);
             let onnx = onnx::OnnxOptions::new().with_node("\0").with_non_finite(true);
-            (npz, onnx, safetensors::SafetensorsOptions::new().with_prefix("").with_non_finite(true))
+            (npz, onnx, formats::StateDictOptions::new().with_prefix("").with_non_finite(true))
         },
     );
     t.plain(
@@ -1432,7 +1442,7 @@ fn checks(t: &mut Table) {
 /// module is public.
 fn public_functions() -> BTreeSet<String> {
     /// The files of public modules that have public items, and their public paths.
-    const MODULES: [(&str, &str); 16] = [
+    const MODULES: [(&str, &str); 18] = [
         ("check/mod", "check::"),
         ("plan/mod", "plan::"),
         ("plan/display", "plan::"),
@@ -1448,7 +1458,9 @@ fn public_functions() -> BTreeSet<String> {
         ("formats/onnx/mod", "formats::onnx::"),
         ("formats/onnx/node", "formats::onnx::"),
         ("formats/onnx/write", "formats::onnx::"),
+        ("formats/pytorch/mod", "formats::pytorch::"),
         ("formats/safetensors", "formats::safetensors::"),
+        ("formats/state_dict", "formats::"),
     ];
     /// Declarations of types that are not public.
     const KEPT: [&str; 5] =

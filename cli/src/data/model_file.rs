@@ -17,8 +17,7 @@ use crate::ui::outputs::OutputFiles;
 /// A model file and the choice of one of its GRUs.
 #[derive(clap::Args, Debug)]
 pub struct ModelArgs {
-    /// A file of PyTorch (.pt, .pth, .bin, .ckpt or .safetensors), of this program, or an .onnx
-    /// file.
+    /// A .safetensors, .pt, .pth, .bin, .ckpt or .onnx file.
     #[arg(value_name = "MODEL")]
     pub path: PathBuf,
 
