@@ -19,8 +19,8 @@ use crate::training::dataset::{
 /// ```
 /// use std::ops::ControlFlow;
 /// use gru_wgpu::{
-///     Device, Example, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Optimizer, ParamLayout, Params,
-///     SequenceWindows, Target, Trainer, TrainerConfig,
+///     Device, Example, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Optimizer,
+///     ParamLayout, Params, SequenceWindows, Target, Trainer, TrainerConfig,
 /// };
 /// use ndarray::Array2;
 ///
@@ -89,10 +89,6 @@ impl SequenceWindows {
     /// [`Error::ZeroSize`] if the window or the stride is 0, and [`Error::Setting`] if the stride
     /// exceeds the window, which would leave out steps.
     pub fn every_step(sequences: Vec<Example>, window: usize, stride: usize) -> Result<Self> {
-        if window > 0 && stride > window {
-            let expected = "at most the window: a larger one leaves out steps";
-            return Err(Error::setting("the stride of windows", stride, expected));
-        }
         Self::new(sequences, window, stride, Readout::EveryStep)
     }
 
@@ -107,31 +103,43 @@ impl SequenceWindows {
         Self::new(sequences, window, stride, Readout::LastState)
     }
 
+    /// Returns the steps of the windows of a sequence of `len` steps, in order: those that
+    /// [`Self::every_step`] or [`Self::last_step`] cuts for a head with this readout. For a loop of
+    /// your own, such as one that predicts.
+    ///
+    /// ```
+    /// use gru_wgpu::{Readout, SequenceWindows};
+    /// let windows = SequenceWindows::cut(8, 5, 2, Readout::EveryStep)?;
+    /// assert!(windows.eq([0..5, 2..7, 4..8]));
+    /// let windows = SequenceWindows::cut(8, 5, 2, Readout::LastState)?;
+    /// assert!(windows.eq([1..6, 3..8]));
+    /// # Ok::<(), gru_wgpu::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Self::every_step`] and [`Self::last_step`].
+    pub fn cut(
+        len: usize,
+        window: usize,
+        stride: usize,
+        readout: Readout,
+    ) -> Result<impl ExactSizeIterator<Item = Range<usize>>> {
+        check_windows(window, stride, readout)?;
+        Ok(windows_of(len, window, stride, readout))
+    }
+
     fn new(
         sequences: Vec<Example>,
         window: usize,
         stride: usize,
         readout: Readout,
     ) -> Result<Self> {
-        for (what, size) in [("the window", window), ("the stride of windows", stride)] {
-            if size == 0 {
-                return Err(Error::ZeroSize { what });
-            }
-        }
-        let lens = sequences.iter().map(|sequence| sequence.x.nrows()).enumerate();
-        let of_sequence = |(sequence, len): (usize, usize)| {
-            let room = len.saturating_sub(window);
-            let (first, count) = match readout {
-                // One more window as long as steps remain after the last one.
-                Readout::EveryStep => (0, room.div_ceil(stride) + 1),
-                Readout::LastState => (room % stride, room / stride + 1),
-            };
-            (0..count).map(move |at| {
-                let start = first + at * stride;
-                Window { sequence, steps: start..start.saturating_add(window).min(len) }
-            })
+        check_windows(window, stride, readout)?;
+        let of_sequence = |(index, sequence): (usize, &Example)| {
+            let windows = windows_of(sequence.x.nrows(), window, stride, readout);
+            windows.map(move |steps| Window { sequence: index, steps })
         };
-        let windows: Vec<_> = lens.flat_map(of_sequence).collect();
+        let windows: Vec<_> = sequences.iter().enumerate().flat_map(of_sequence).collect();
         let steps = windows.iter().map(|window| window.steps.len()).max().unwrap_or(0);
         Ok(Self { sequences, window, stride, readout, windows, steps })
     }
@@ -173,6 +181,39 @@ impl SequenceWindows {
         };
         windows.iter().map(row).collect()
     }
+}
+
+/// Refuses windows of no steps, and windows that leave out steps whose targets count.
+fn check_windows(window: usize, stride: usize, readout: Readout) -> Result<()> {
+    for (what, size) in [("the window", window), ("the stride of windows", stride)] {
+        if size == 0 {
+            return Err(Error::ZeroSize { what });
+        }
+    }
+    if readout == Readout::EveryStep && stride > window {
+        let expected = "at most the window: a larger one leaves out steps";
+        return Err(Error::setting("the stride of windows", stride, expected));
+    }
+    Ok(())
+}
+
+/// Returns the steps of the windows of a sequence of `len` steps.
+fn windows_of(
+    len: usize,
+    window: usize,
+    stride: usize,
+    readout: Readout,
+) -> impl ExactSizeIterator<Item = Range<usize>> {
+    let room = len.saturating_sub(window);
+    let (first, count) = match readout {
+        // One more window as long as steps remain after the last one.
+        Readout::EveryStep => (0, room.div_ceil(stride) + 1),
+        Readout::LastState => (room % stride, room / stride + 1),
+    };
+    (0..count).map(move |at| {
+        let start = first + at * stride;
+        start..start.saturating_add(window).min(len)
+    })
 }
 
 /// The name of a batch of windows in error messages.

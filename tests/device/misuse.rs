@@ -19,8 +19,8 @@ use gru_wgpu::{
     Activation, Batch, Bias, Buffers, Checkpoint, Clip, DataFingerprint, DataFingerprints, Device,
     DeviceKind, Direction, Error, Evaluation, Example, Gru, GruConfig, Head, Init, Layout, Learner,
     LearnerConfig, Loss, Network, Optimizer, OptimizerState, Order, OutputMut, ParamLayout, Params,
-    Recurrence, Reset, RunOptions, Schedule, SequenceWindows, Shape, Target, TargetArray, Targets,
-    Trainer, TrainerConfig, TrainingBatch, Update, check, reference, wgpu,
+    Readout, Recurrence, Reset, RunOptions, Schedule, SequenceWindows, Shape, Target, TargetArray,
+    Targets, Trainer, TrainerConfig, TrainingBatch, Update, check, reference, wgpu,
 };
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, IxDyn, s};
 use pollster::block_on;
@@ -1094,13 +1094,22 @@ fn trainers(t: &mut Table, device: &Device) {
     });
     t.row(
         "SequenceWindows::every_step SequenceWindows::last_step SequenceWindows::sequences \
-         SequenceWindows::window",
+         SequenceWindows::window SequenceWindows::cut",
         "nothing, and one target for all steps",
         Refused,
         || {
             let one = || vec![good()];
             for (window, stride) in [(0, 1), (1, 0), (1, 2)] {
                 assert!(SequenceWindows::every_step(one(), window, stride).is_err());
+                assert!(SequenceWindows::cut(3, window, stride, Readout::EveryStep).is_err());
+            }
+            for readout in [Readout::EveryStep, Readout::LastState] {
+                for len in [0, HUGE] {
+                    let whole = std::iter::once(0..len);
+                    assert!(SequenceWindows::cut(len, HUGE, HUGE, readout)?.eq(whole));
+                }
+                let mut many = SequenceWindows::cut(HUGE, 1, 1, readout)?;
+                assert_eq!((many.len(), many.next()), (HUGE, Some(0..1)));
             }
             let windows = SequenceWindows::last_step(one(), HUGE, HUGE)?;
             assert_eq!((windows.sequences().len(), windows.window(0)), (1, (0, 0..3)));

@@ -23,17 +23,6 @@ pub enum Label {
     Number(f32),
 }
 
-impl WindowSettings {
-    /// Cuts a sequence of `rows` rows into windows whose label is that of their last row, as
-    /// [`SequenceWindows::last_step`] does. The last one ends at the last row.
-    pub fn cut(self, rows: usize) -> impl Iterator<Item = Range<usize>> {
-        let Self { window, stride } = self;
-        let room = rows.saturating_sub(window);
-        let starts = (room % stride..=room).step_by(stride);
-        starts.map(move |start| start..start.saturating_add(window).min(rows))
-    }
-}
-
 impl ExampleSet {
     /// Makes a set of sequences, cut into windows if the task has some. The windows of a validation
     /// set whose states are carried do not overlap.
@@ -78,19 +67,27 @@ impl ExampleSet {
     }
 
     /// Returns the labels that count, by sequence, in the order of the rows.
-    pub fn labels(&self, task: SequenceTask<'_>) -> Vec<Vec<Label>> {
-        let of_sequence = |sequence: &Example| -> Vec<Label> {
-            let rows = sequence.x.nrows();
-            let label = |row: usize| label_at(sequence, row);
-            match (task.per, task.windows) {
-                (Per::Row, _) => (0..rows).filter_map(label).collect(),
-                (Per::Sequence, None) => label(rows - 1).into_iter().collect(),
-                (Per::Sequence, Some(windows)) => {
-                    windows.cut(rows).filter_map(|rows| label(rows.end - 1)).collect()
-                }
+    pub fn labels(&self, per: Per) -> Vec<Vec<Label>> {
+        let sequences = self.sequences();
+        let at = |sequence: &Example, row: usize| label_at(sequence, row);
+        match (per, self) {
+            (Per::Row, _) => {
+                let rows =
+                    |one: &Example| (0..one.x.nrows()).filter_map(|row| at(one, row)).collect();
+                sequences.iter().map(rows).collect()
             }
-        };
-        self.sequences().iter().map(of_sequence).collect()
+            (Per::Sequence, Self::Whole(_)) => {
+                let last = |one: &Example| at(one, one.x.nrows() - 1).into_iter().collect();
+                sequences.iter().map(last).collect()
+            }
+            (Per::Sequence, Self::Windows(windows)) => {
+                let mut labels = vec![Vec::new(); sequences.len()];
+                for (sequence, rows) in (0..windows.len()).map(|at| windows.window(at)) {
+                    labels[sequence].extend(at(&sequences[sequence], rows.end - 1));
+                }
+                labels
+            }
+        }
     }
 
     /// Calls `each` with every label that counts and the network's outputs for it.
@@ -135,14 +132,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn windows_are_cut_as_those_of_training() {
-        for (rows, window, stride) in [(17, 5, 2), (5, 5, 1), (3, 5, 2), (18, 5, 7), (6, 5, 5)] {
-            let x = Array2::zeros((rows, 1));
-            let sequence = Example::new(x, Target::Classes(vec![0; rows]));
-            let windows = SequenceWindows::last_step(vec![sequence], window, stride).unwrap();
-            let expected: Vec<_> = (0..windows.len()).map(|at| windows.window(at).1).collect();
-            let got: Vec<_> = WindowSettings { window, stride }.cut(rows).collect();
-            assert_eq!(got, expected);
-        }
+    fn a_window_has_the_label_of_its_last_row() {
+        let sequence = |classes: Vec<i32>| {
+            let x = Array2::zeros((classes.len(), 1));
+            Example::new(x, Target::Classes(classes))
+        };
+        // The class -100 does not count.
+        let all = vec![sequence((0..8).collect()), sequence(vec![3, 4, -100]), sequence(vec![9])];
+        let labels = |set: &ExampleSet, per| {
+            let class = |label: &Label| match label {
+                Label::Class(class) => *class,
+                Label::Number(_) => panic!("the labels are classes"),
+            };
+            let all = set.labels(per);
+            all.iter()
+                .map(|labels| labels.iter().map(class).collect::<Vec<_>>())
+                .collect::<Vec<_>>()
+        };
+        let windows = SequenceWindows::last_step(all.clone(), 5, 2).unwrap();
+        let windows = ExampleSet::Windows(windows);
+        assert_eq!(labels(&windows, Per::Sequence), [vec![5, 7], vec![], vec![9]]);
+        let rows = [(0..8).collect(), vec![3, 4], vec![9]];
+        assert_eq!(labels(&ExampleSet::Whole(all), Per::Row), rows);
+        let all = vec![Example::new(Array2::zeros((3, 1)), Target::Class(6))];
+        assert_eq!(labels(&ExampleSet::Whole(all), Per::Sequence), [[6]]);
     }
 }

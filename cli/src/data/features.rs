@@ -1,7 +1,10 @@
 //! Describes how the columns of a table become labels and model inputs, and how its sequences are
 //! cut into windows.
 
+use std::ops::Range;
+
 use clap::ValueEnum;
+use gru_wgpu::{Readout, SequenceWindows};
 use serde::{Deserialize, Serialize};
 
 /// What the model learns.
@@ -80,6 +83,21 @@ pub struct WindowSettings {
     pub stride: usize,
 }
 
+impl WindowSettings {
+    /// Returns the rows of the windows that training cuts a sequence of `rows` rows into.
+    pub fn cut(
+        self,
+        per: Per,
+        rows: usize,
+    ) -> gru_wgpu::Result<impl ExactSizeIterator<Item = Range<usize>>> {
+        let readout = match per {
+            Per::Sequence => Readout::LastState,
+            Per::Row => Readout::EveryStep,
+        };
+        SequenceWindows::cut(rows, self.window, self.stride, readout)
+    }
+}
+
 /// What is learned from a table of sequences.
 #[derive(Clone, Copy, Debug)]
 pub struct SequenceTask<'a> {
@@ -91,9 +109,9 @@ pub struct SequenceTask<'a> {
 }
 
 impl SequenceTask<'_> {
-    /// Returns true if the label of each row is read: it has one of its own, or a window may end
-    /// there.
-    pub fn reads_each_row(&self) -> bool {
+    /// Returns true if a sequence has several labels: one for each row or window. The label of each
+    /// row is read, because a window may end there.
+    pub fn has_several(&self) -> bool {
         self.per == Per::Row || self.windows.is_some()
     }
 
@@ -149,6 +167,34 @@ impl Feature {
         match self {
             Self::Numeric { .. } => 1,
             Self::Categorical { words, .. } => words.len(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gru_wgpu::{Dataset, Example, Target};
+    use ndarray::Array2;
+
+    use super::*;
+
+    #[test]
+    fn windows_are_cut_as_those_of_training() {
+        for (rows, window, stride) in [(17, 5, 2), (5, 5, 1), (3, 5, 2), (18, 5, 7), (6, 5, 5)] {
+            let x = Array2::zeros((rows, 1));
+            let sequence = vec![Example::new(x, Target::Classes(vec![0; rows]))];
+            let check = |windows: SequenceWindows, per| {
+                let expected: Vec<_> = (0..windows.len()).map(|at| windows.window(at).1).collect();
+                let got: Vec<_> =
+                    WindowSettings { window, stride }.cut(per, rows).unwrap().collect();
+                assert_eq!(got, expected);
+            };
+            let last = SequenceWindows::last_step(sequence.clone(), window, stride);
+            check(last.unwrap(), Per::Sequence);
+            match SequenceWindows::every_step(sequence, window, stride) {
+                Ok(windows) => check(windows, Per::Row),
+                Err(_) => assert!(stride > window),
+            }
         }
     }
 }

@@ -38,7 +38,7 @@ impl<'a> LabelReader<'a> {
     /// have one.
     pub fn cells(&self, sequence: &Range<usize>) -> Result<Vec<&'a str>> {
         let rows = self.table.rows(sequence);
-        if self.task.reads_each_row() {
+        if self.task.has_several() {
             return Ok(rows.map(|row| row.cell(self.column)).collect());
         }
         let (first, other) = labels_of(self.table, self.column, sequence, self.is_numeric());
@@ -80,7 +80,7 @@ impl<'a> LabelReader<'a> {
         warm_up: usize,
     ) -> Result<Example> {
         let counts = |at: usize| at >= warm_up;
-        let each_row = self.task.reads_each_row();
+        let each_row = self.task.has_several();
         if let Some(numeric) = &self.task.columns.numeric {
             let numbers = self.labels(sequence)?;
             let scaled = |number: &Option<f64>| number.map_or(0.0, |n| numeric.output(n));
@@ -137,7 +137,7 @@ impl<'a> LabelReader<'a> {
     /// Returns the labels of a sequence that are numbers: one for the sequence, or one per row, as
     /// [`Self::cells`] does.
     pub fn labels(&self, sequence: &Range<usize>) -> Result<Vec<Option<f64>>> {
-        if self.task.reads_each_row() {
+        if self.task.has_several() {
             return self.table.rows(sequence).map(|row| self.number(row)).collect();
         }
         self.cells(sequence)?; // refuses several labels

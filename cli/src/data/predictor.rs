@@ -34,36 +34,23 @@ impl Predictor {
         self.batch
     }
 
-    /// Returns true if a sequence has several outputs.
-    pub fn has_several(&self) -> bool {
-        self.per == Per::Row || self.windows.is_some()
-    }
-
     /// Returns the outputs for sequences `[T, I]`.
     pub fn outputs(
         &self,
         network: &Network,
         sequences: &[Array2<f32>],
     ) -> gru_wgpu::Result<Vec<SequenceOutputs>> {
-        let whole = |x: &Array2<f32>| 0..x.nrows();
-        let last = |x: &Array2<f32>| x.nrows() - 1..x.nrows();
-        let (rows, outputs): (Vec<Vec<usize>>, Vec<_>) = match (self.per, self.windows) {
-            (Per::Row, Some(windows)) => {
-                let outputs = self.carried(network, sequences, windows.window)?;
-                (sequences.iter().map(|x| whole(x).collect()).collect(), outputs)
-            }
-            (Per::Row, None) => {
-                let outputs = network.forward_each(sequences, self.batch)?;
-                (sequences.iter().map(|x| whole(x).collect()).collect(), outputs)
-            }
-            (Per::Sequence, None) => {
-                let outputs = network.forward_each(sequences, self.batch)?;
-                (sequences.iter().map(|x| last(x).collect()).collect(), outputs)
-            }
+        let outputs = match (self.per, self.windows) {
             (Per::Sequence, Some(windows)) => return self.windows(network, sequences, windows),
+            (Per::Row, Some(windows)) => self.carried(network, sequences, windows.window)?,
+            (_, None) => network.forward_each(sequences, self.batch)?,
         };
-        let both = rows.into_iter().zip(outputs);
-        Ok(both.map(|(rows, outputs)| SequenceOutputs { rows, outputs }).collect())
+        let of_sequence = |(x, outputs): (&Array2<f32>, Array2<f32>)| {
+            // The outputs are those of the last rows: all of them, or one.
+            let rows = x.nrows() - outputs.nrows()..x.nrows();
+            SequenceOutputs { rows: rows.collect(), outputs }
+        };
+        Ok(sequences.iter().zip(outputs).map(of_sequence).collect())
     }
 
     /// Reads `window` rows at a time and carries the states, so that long sequences take little
@@ -103,8 +90,8 @@ impl Predictor {
         sequences: &[Array2<f32>],
         windows: WindowSettings,
     ) -> gru_wgpu::Result<Vec<SequenceOutputs>> {
-        let cut = |x: &Array2<f32>| windows.cut(x.nrows()).collect::<Vec<_>>();
-        let cuts: Vec<_> = sequences.iter().map(cut).collect();
+        let cut = |x: &Array2<f32>| Ok(windows.cut(self.per, x.nrows())?.collect::<Vec<_>>());
+        let cuts = sequences.iter().map(cut).collect::<gru_wgpu::Result<Vec<_>>>()?;
         let mut all: Vec<_> = cuts.iter().map(|_| Vec::new()).collect();
         let places = cuts.iter().enumerate();
         let places = places.flat_map(|(at, cuts)| cuts.iter().map(move |rows| (at, rows.clone())));

@@ -129,7 +129,7 @@ impl SequenceSplit {
         }
         let (rest, held_out) = match latest {
             Some(split) => split,
-            None if task.task == Task::Classify && !task.reads_each_row() => {
+            None if task.task == Task::Classify && !task.has_several() => {
                 holdout.by_class(&train, task)?
             }
             None => holdout.of_all(&train)?,

@@ -24,7 +24,7 @@ impl PredictedTable<'_> {
         sequences: impl Iterator<Item = (&'s [usize], T)>,
         cells: impl Fn(&T, usize) -> Vec<String>,
     ) -> Result<Vec<u8>> {
-        let has_steps = self.config.predictor().has_several();
+        let has_steps = self.config.task_of_sequences().has_several();
         let steps = if has_steps { vec!["step".to_owned()] } else { vec![] };
         let mut header = [steps, header].concat();
         if let Some(sequence) = self.table.sequence {

@@ -70,7 +70,7 @@ impl MajorityBaseline {
 /// Counts each class.
 fn frequencies(task: SequenceTask<'_>, set: &ExampleSet) -> Vec<usize> {
     let mut counts = vec![0; task.columns.classes.len()];
-    for label in set.labels(task).into_iter().flatten() {
+    for label in set.labels(task.per).into_iter().flatten() {
         if let Label::Class(class) = label {
             counts[class] += 1;
         }
@@ -90,8 +90,8 @@ impl NumberBaselines {
             Label::Number(scaled) => numeric.label(*scaled),
             Label::Class(_) => unreachable!("the labels are numbers"),
         };
-        let mut sequences = valid.labels(task);
-        if !task.reads_each_row() && is_latest {
+        let mut sequences = valid.labels(task.per);
+        if !task.has_several() && is_latest {
             // With one label a sequence, the label before is that of another sequence.
             sequences = vec![sequences.concat()];
         }

@@ -182,7 +182,7 @@ impl TrainArgs {
         let mut training = self.settings.started_with(&self.overrides)?;
         let of_columns = SequenceTask { task, columns: &columns, per, windows };
         let split = SequenceSplit::new(train, &data, of_columns, training.seed)?;
-        training.batch = self.batch.unwrap_or_else(|| default_batch(of_columns, &split));
+        training.batch = self.batch.map_or_else(|| default_batch(of_columns, &split), Ok)?;
         if task == Task::Regress {
             let labels = LabelReader::new(&split.train, of_columns)?;
             columns.numeric = Some(labels.numeric(&split.train_sequences)?);
@@ -219,13 +219,13 @@ impl TrainArgs {
 
 /// The rows of a batch of windows whose states are carried: 32, or so many that each reads eight
 /// windows or more. Fewer rows carry states further.
-fn default_batch(task: SequenceTask<'_>, split: &SequenceSplit) -> usize {
+fn default_batch(task: SequenceTask<'_>, split: &SequenceSplit) -> Result<usize> {
     const MOST: usize = 32;
     const WINDOWS: usize = 8;
-    let Some(WindowSettings { window, stride }) = task.carried() else { return MOST };
-    let count = |rows: &Range<usize>| rows.len().saturating_sub(window).div_ceil(stride) + 1;
-    let windows: usize = split.train_sequences.iter().map(count).sum();
-    (windows / WINDOWS).clamp(1, MOST)
+    let Some(windows) = task.carried() else { return Ok(MOST) };
+    let count = |rows: &Range<usize>| Ok(windows.cut(task.per, rows.len())?.len());
+    let count: usize = split.train_sequences.iter().map(count).sum::<gru_wgpu::Result<usize>>()?;
+    Ok((count / WINDOWS).clamp(1, MOST))
 }
 
 /// The task and the columns of a table.
