@@ -63,10 +63,15 @@ impl SequenceSource {
 /// The tables, and the rows of each sequence in the training set and the validation set.
 pub struct SequenceSplit {
     pub train: SequenceTable,
-    pub train_sequences: Vec<Range<usize>>,
     /// The validation table. `None` if sequences of `train` are held out.
     valid: Option<SequenceTable>,
-    valid_sequences: Vec<Range<usize>>,
+    pub rows: SplitRows,
+}
+
+/// The rows of each sequence in the training set and the validation set.
+pub struct SplitRows {
+    pub train: Vec<Range<usize>>,
+    valid: Vec<Range<usize>>,
     /// The rows at the start of a validation sequence that belong to the training set. The model
     /// reads them, but their labels do not count.
     warm_up: usize,
@@ -99,45 +104,25 @@ impl SequenceSplit {
             let sequence = task.columns.sequence.as_deref();
             let valid = SequenceTable::read_with(path, source.format.options(), sequence)?;
             time_axis(&valid)?;
-            let (train_sequences, valid_sequences) =
-                (train.sequences.clone(), valid.sequences.clone());
-            let (valid, warm_up, is_latest) = (Some(valid), 0, false);
-            return Ok(Self { train, train_sequences, valid, valid_sequences, warm_up, is_latest });
+            let [of_train, of_valid] = [&train, &valid].map(|table| table.sequences.clone());
+            let rows = SplitRows { train: of_train, valid: of_valid, warm_up: 0, is_latest: false };
+            return Ok(Self { train, valid: Some(valid), rows });
         }
-        let fraction = source.holdout.unwrap_or_default();
-        let holdout = HoldOut { fraction, seed };
-        if let (Some(windows), [only]) = (task.windows, &train.sequences[..]) {
-            ensure!(
-                only.len() > 1,
-                "{} has one row, so no rows can be held out; expected a row per time step",
-                train.shown
-            );
-            let (rest, held_out, warm_up) = split_rows(only, &holdout, task.per, windows);
-            let lines = [rest.end, only.end - 1].map(|row| train.csv.row(row).line);
-            log(format_args!("{}: lines {} to {} are held out", train.shown, lines[0], lines[1]));
-            let (train_sequences, valid_sequences) = (vec![rest], vec![held_out]);
-            let (valid, is_latest) = (None, true);
-            return Ok(Self { train, train_sequences, valid, valid_sequences, warm_up, is_latest });
-        }
-        let latest = axis.and_then(|axis| holdout.latest(&train, &axis));
-        let is_latest = latest.is_some();
-        if let (true, Some(columns)) = (is_latest, &source.time) {
-            log(format_args!(
-                "the sequences that start last, by column {}, are held out; --time none draws them",
-                quote(columns)
-            ));
-        }
-        let (rest, held_out) = match latest {
-            Some(split) => split,
-            None if task.task == Task::Classify && !task.has_several() => {
-                holdout.by_class(&train, task)?
+        let holdout = HoldOut { fraction: source.holdout.unwrap_or_default(), seed };
+        let rows = match (task.windows, &train.sequences[..]) {
+            (Some(windows), [only]) => SplitRows::end(only, &train, &holdout, task.per, windows)?,
+            _ => {
+                let latest = axis.and_then(|axis| holdout.latest(&train, &axis));
+                if let (Some(_), Some(columns)) = (&latest, &source.time) {
+                    log(format_args!(
+                        "the sequences that start last, by column {}, are held out; --time none draws them",
+                        quote(columns)
+                    ));
+                }
+                SplitRows::sequences(&train, &holdout, task, latest)?
             }
-            None => holdout.of_all(&train)?,
         };
-        let of = |order: &[usize]| order.iter().map(|&at| train.sequences[at].clone()).collect();
-        let (train_sequences, valid_sequences) = (of(&rest), of(&held_out));
-        let (valid, warm_up) = (None, 0);
-        Ok(Self { train, train_sequences, valid, valid_sequences, warm_up, is_latest })
+        Ok(Self { train, valid: None, rows })
     }
 
     /// Converts the sequences to examples and drops the tables, whose text takes much more memory
@@ -147,35 +132,64 @@ impl SequenceSplit {
         task: SequenceTask<'_>,
         features: &[Feature],
     ) -> Result<SequenceExamples> {
-        let Self { train: table, train_sequences, valid, valid_sequences, warm_up, is_latest } =
-            self;
-        let train = examples(task, features, &table, &train_sequences, 0)?;
+        let Self { train: table, valid, rows } = self;
+        let SplitRows { warm_up, is_latest, .. } = rows;
+        let train = examples(task, features, &table, &rows.train, 0)?;
         let valid = valid.as_ref().unwrap_or(&table);
-        let last_before = last_label(valid, task, &valid_sequences, warm_up)?;
-        let valid = examples(task, features, valid, &valid_sequences, warm_up)?;
-        let names = train_sequences.iter().map(|rows| table.name(rows).to_owned()).collect();
+        let last_before = last_label(valid, task, &rows.valid, warm_up)?;
+        let valid = examples(task, features, valid, &rows.valid, warm_up)?;
+        let names = rows.train.iter().map(|rows| table.name(rows).to_owned()).collect();
         let (train, valid) =
             (ExampleSet::new(train, task, false)?, ExampleSet::new(valid, task, true)?);
         Ok(SequenceExamples { train, names, valid, last_before, is_latest })
     }
 }
 
-/// Splits the only sequence of a table: its end is held out. Returns the rows of both parts, and
-/// how many rows of the held-out part are a warm-up.
-fn split_rows(
-    rows: &Range<usize>,
-    holdout: &HoldOut,
-    per: Per,
-    WindowSettings { window, .. }: WindowSettings,
-) -> (Range<usize>, Range<usize>, usize) {
-    let border = rows.end - holdout.rows(rows.len());
-    let before = match per {
-        Per::Row => window,
-        // The first window that counts ends at the first row that is held out.
-        Per::Sequence => window - 1,
-    };
-    let warm_up = before.min(border - rows.start);
-    (rows.start..border, border - warm_up..rows.end, warm_up)
+impl SplitRows {
+    /// Splits `only`, the only sequence of a table: its end is held out.
+    fn end(
+        only: &Range<usize>,
+        table: &SequenceTable,
+        holdout: &HoldOut,
+        per: Per,
+        WindowSettings { window, .. }: WindowSettings,
+    ) -> Result<Self> {
+        ensure!(
+            only.len() > 1,
+            "{} has one row, so no rows can be held out; expected a row per time step",
+            table.shown
+        );
+        let border = only.end - holdout.rows(only.len());
+        let lines = [border, only.end - 1].map(|row| table.csv.row(row).line);
+        log(format_args!("{}: lines {} to {} are held out", table.shown, lines[0], lines[1]));
+        let before = match per {
+            Per::Row => window,
+            // The first window that counts ends at the first row that is held out.
+            Per::Sequence => window - 1,
+        };
+        let warm_up = before.min(border - only.start);
+        let (rest, held_out) = (only.start..border, border - warm_up..only.end);
+        Ok(Self { train: vec![rest], valid: vec![held_out], warm_up, is_latest: true })
+    }
+
+    /// Holds out whole sequences: those of `latest`, or else drawn ones.
+    fn sequences(
+        table: &SequenceTable,
+        holdout: &HoldOut,
+        task: SequenceTask<'_>,
+        latest: Option<(Vec<usize>, Vec<usize>)>,
+    ) -> Result<Self> {
+        let is_latest = latest.is_some();
+        let (rest, held_out) = match latest {
+            Some(split) => split,
+            None if task.task == Task::Classify && !task.has_several() => {
+                holdout.by_class(table, task)?
+            }
+            None => holdout.of_all(table)?,
+        };
+        let of = |order: &[usize]| order.iter().map(|&at| table.sequences[at].clone()).collect();
+        Ok(Self { train: of(&rest), valid: of(&held_out), warm_up: 0, is_latest })
+    }
 }
 
 /// The training set and the validation set.

@@ -185,10 +185,10 @@ impl TrainArgs {
         training.batch = self.batch.map_or_else(|| default_batch(of_columns, &split), Ok)?;
         if task == Task::Regress {
             let labels = LabelReader::new(&split.train, of_columns)?;
-            columns.numeric = Some(labels.numeric(&split.train_sequences)?);
+            columns.numeric = Some(labels.numeric(&split.rows.train)?);
             training.loss = LossSetting::MeanSquared;
         }
-        let features = split.train.features(&features, &categorical, &split.train_sequences)?;
+        let features = split.train.features(&features, &categorical, &split.rows.train)?;
         let config = TrainConfig {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             task,
@@ -224,7 +224,7 @@ fn default_batch(task: SequenceTask<'_>, split: &SequenceSplit) -> Result<usize>
     const WINDOWS: usize = 8;
     let Some(windows) = task.carried() else { return Ok(MOST) };
     let count = |rows: &Range<usize>| Ok(windows.cut(task.per, rows.len())?.len());
-    let count: usize = split.train_sequences.iter().map(count).sum::<gru_wgpu::Result<usize>>()?;
+    let count: usize = split.rows.train.iter().map(count).sum::<gru_wgpu::Result<usize>>()?;
     Ok((count / WINDOWS).clamp(1, MOST))
 }
 
