@@ -87,13 +87,14 @@ impl Carry {
         let (of_batch, targets) = (batch.batch(), batch.targets());
         let evaluated = network.run_evaluation_from(loss, start.as_ref(), of_batch, targets, wait);
         let (evaluation, last) = match evaluated.await {
-            Err(Error::NoTarget) => {
-                let last = network.run_advance(start.as_ref(), batch.batch(), wait).await?;
-                (Evaluation::default(), last)
-            }
-            evaluated => evaluated?,
+            Err(Error::NoTarget) => (Evaluation::default(), None),
+            evaluated => evaluated.map(|(evaluation, last)| (evaluation, Some(last)))?,
         };
-        self.end(examples, next.unwrap_or(last));
+        let next = match next.or(last) {
+            Some(next) => next,
+            None => network.run_advance(start.as_ref(), batch.batch(), wait).await?,
+        };
+        self.end(examples, next);
         Ok(evaluation)
     }
 
