@@ -182,8 +182,9 @@ impl Network {
             |wait| self.run_evaluation(loss, batch.into(), targets.into(), wait)
         }
 
-        /// Evaluates a batch like [`Self::evaluate`], from the states that another batch left on the
-        /// device, as [`Self::forward_from`] does. Also returns the states after the last steps.
+        /// Evaluates a batch like [`Self::evaluate`], from the states that another batch left on
+        /// the device, as [`Self::forward_from`] does. Also returns the states after the last
+        /// steps.
         ///
         /// # Errors
         /// The errors of [`Self::evaluate`] and [`Gru::forward_from`].
@@ -406,19 +407,11 @@ struct RunStart<'a> {
     keeps_last: bool,
 }
 
-impl<'a> RunStart<'a> {
-    /// Prepares the input of a run on an adapter.
-    fn input<'b>(self) -> Result<RunInput<'b>>
-    where
-        'a: 'b,
-    {
-        RunInput::new(Mode::Inference, self.state, self.batch.reborrow())
-    }
-}
-
 impl<'a> CarriedInput<'a> {
+    /// Prepares the input of a run on an adapter.
     fn new<'s: 'a>(start: RunStart<'s>) -> Result<Self> {
-        Ok(Self { input: start.input()?, h_n: None })
+        let input = RunInput::new(Mode::Inference, start.state, start.batch.reborrow())?;
+        Ok(Self { input, h_n: None })
     }
 
     fn uploads<'s>(&'s self, at: &ChunkPosition<'_>, plan: &Plan) -> Result<Vec<Upload<'s>>> {

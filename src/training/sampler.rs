@@ -129,10 +129,10 @@ impl BatchSampler {
 }
 
 impl TrainerConfig {
-    /// Returns the number of updates in an epoch over `data`, for a schedule: its examples that have
-    /// a target for `loss`, with `accumulation` batches per update. For windows whose states are
-    /// carried, that of the first epoch: which batches have no target may differ from epoch to
-    /// epoch.
+    /// Returns the number of updates in an epoch over `data`, for a schedule, with `accumulation`
+    /// batches per update. Batches without a target for `loss` make none. If states are carried
+    /// from window to window, the number is that of the first epoch: the batches of later ones may
+    /// lack targets elsewhere.
     pub fn updates(&self, data: &(impl Dataset + ?Sized), loss: &Loss, accumulation: usize) -> u64 {
         let mut sampler = BatchSampler::new(data, self, loss);
         if sampler.is_empty() || self.batch == 0 {
@@ -261,6 +261,7 @@ mod tests {
             assert_eq!(orders[1], orders[4]);
         }
     }
+
     /// Returns windows of 2 steps of sequences of these numbers of windows.
     fn windows(counts: &[usize]) -> SequenceWindows {
         let all = counts.iter().map(|&count| {
@@ -289,7 +290,7 @@ mod tests {
                 let rows = pair[0].examples.iter().zip(&pair[1].examples);
                 rows.filter(|&(&before, &now)| now == before + 1 && data.continues(now)).count()
             };
-            // 14 windows continue others; at most 4 of them are cut off, one of them by the rotation.
+            // 14 windows continue others. At most 4 are cut off, one of them by the rotation.
             let continued: usize = batches.windows(2).map(continued).sum();
             assert!((10..=14).contains(&continued), "{continued}");
             firsts.push(batches[0].examples.clone());

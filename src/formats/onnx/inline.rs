@@ -55,6 +55,7 @@ struct Inliner {
 }
 
 /// The names of the values of a function's call or of an inner graph.
+#[derive(Default)]
 struct Scope<'a> {
     path: String,
     /// The new name of each value that is defined here.
@@ -90,18 +91,11 @@ impl Inliner {
     /// Adds a node of the outermost graph, whose values keep their names.
     fn outermost(&mut self, bytes: Bytes) -> Result<()> {
         let node: NodeProto = decode(&bytes)?;
-        let scope = Scope {
-            path: String::new(),
-            names: HashMap::new(),
-            around: None,
-            attributes: HashMap::new(),
-            depth: 0,
-        };
         if self.is_plain(&node)? {
             self.inlined.node.push(bytes);
             return Ok(());
         }
-        self.node(node, &scope)
+        self.node(node, &Scope::default())
     }
 
     /// True if a node neither calls a function nor has an inner graph.
@@ -194,10 +188,6 @@ impl Inliner {
             attributes: around.attributes.clone(),
             depth: around.depth + 1,
         };
-        for input in &graph.input {
-            let ValueInfoProto { name, .. } = decode(input)?;
-            scope.define(&name);
-        }
         for tensor in &graph.initializer {
             let TensorHead { name, .. } = decode(tensor)?;
             scope.define(&name);
