@@ -74,7 +74,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for name, write in writers.items():
             source, target = pathlib.Path(folder) / name, pathlib.Path(folder) / "gru.safetensors"
-            # In a process of its own: Linux counts the memory of the parent as a new process's peak.
+            # A process of its own: Linux counts the parent's memory to a new process's peak.
             writer = multiprocessing.get_context("spawn").Process(target=write, args=(source, shapes(gigabytes)))
             writer.start()
             writer.join()

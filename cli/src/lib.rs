@@ -1,7 +1,7 @@
 //! The program `gru`: parses the command line, runs one command, prints its error.
 //!
-//! It is a library only so that tests and fuzz targets reach code inside it; it has no interface for
-//! other programs.
+//! It is a library only so that tests and fuzz targets reach code inside it. It has no interface
+//! for other programs.
 
 mod commands;
 mod data;
@@ -130,8 +130,8 @@ fn one(kinds: &[DeviceKind]) -> Result<DeviceKind> {
     }
 }
 
-/// Reads a table up to the numbers that training would get: with `command` `train` or `forecast`, and
-/// further arguments of that command. Returns the inputs of the first and the last training example.
+/// Reads a table as the `command` `train` or `forecast` does with these `arguments`, up to the
+/// numbers that training would get. Returns those of the first and the last training example.
 ///
 /// Public for `tests/fuzz/targets/table.rs` and the test that reads the files it kept.
 ///

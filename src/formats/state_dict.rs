@@ -255,9 +255,10 @@ pub(crate) trait StateDict {
         let cell = name.strip_suffix("_l0").map(|cell| format!("{prefix}{cell}"));
         for plain in [Some(plain), cell].into_iter().flatten() {
             let name = &plain[prefix.len()..];
-            // The plain name comes last: beside another form it holds an older result. fastai stores
-            // there what the last training step dropped, and a pickled module with weight norm the
-            // weight of its last forward pass. fastai's weight drop holds the GRU as `module`.
+            // The plain name comes last: beside another form it holds an older result. That is the
+            // weight with what the last training step dropped (fastai), or the weight of the last
+            // forward pass (a pickled module with weight norm). fastai's weight drop holds the GRU
+            // as `module`.
             let outer = prefix.strip_suffix("module.");
             let raws =
                 [Some(format!("{plain}_raw")), outer.map(|outer| format!("{outer}{name}_raw"))];

@@ -226,14 +226,16 @@ impl Learner {
         ///
         /// ```
         /// # use gru_wgpu::{
-        /// #     Device, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Optimizer, ParamLayout, Params,
+        /// #     Device, GruConfig, Head, Init, Learner, LearnerConfig, Loss, Optimizer,
+        /// #     ParamLayout, Params,
         /// # };
         /// # use ndarray::{Array3, Axis};
         /// # let layout = ParamLayout::with_head(&GruConfig::pytorch(1, 8), Head::every_step(1))?;
         /// # let params = Params::init_of(layout, Init::Uniform, 1)?;
         /// # let config = LearnerConfig::new(Loss::MeanSquared, Optimizer::adam(), 0.01);
         /// let mut learner = Learner::new(params, config, &Device::cpu())?;
-        /// let long = Array3::from_shape_fn((1000, 2, 1), |(t, b, _)| ((t + 5 * b) as f32 * 0.3).sin());
+        /// let sine = |(t, b, _)| ((t + 5 * b) as f32 * 0.3).sin();
+        /// let long = Array3::from_shape_fn((1000, 2, 1), sine);
         /// let mut state = None;
         /// for piece in long.axis_chunks_iter(Axis(0), 50) {
         ///     state = Some(learner.step_from(state.as_ref(), piece, piece)?);

@@ -1,5 +1,5 @@
-//! Tables from bytes, for the fuzz target of the tables and for the test that reads what it kept: the
-//! first bytes choose the command, its options and the encoding, the others become the file.
+//! Tables from bytes, for the fuzz target of the tables and for the test that reads what it kept.
+//! The first bytes choose the command, its options and the encoding; the others become the file.
 
 #![allow(clippy::cast_possible_truncation, reason = "bytes are cut on purpose")]
 

@@ -140,7 +140,7 @@ def forms():
             plain = torch.nn.GRU(I, H)
             plain.load_state_dict({key: getattr(gru, key).detach() for key in plain.state_dict()})
             expect(f"{name}_{dim}", "gru", plain(x)[0])
-    # A module saved whole also holds the weight of its last forward pass, which is older than g and v.
+    # A module saved whole also holds the weight of its last forward pass, older than g and v.
     gru = weight_norm(torch.nn.GRU(I, H), "weight_hh_l0")
     gru(x)
     gru.weight_hh_l0_g.data *= 2

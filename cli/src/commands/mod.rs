@@ -19,8 +19,8 @@ use gru_wgpu::{Dataset, TargetArray, TrainingBatch};
 
 use training_run::TrainingRun;
 
-/// Reads a table as `gru train` or `gru forecast` does. Returns the inputs and the numeric targets of
-/// the first and the last training example.
+/// Reads a table as `gru train` or `gru forecast` does. Returns the inputs and the numeric targets
+/// of the first and the last training example.
 pub fn read_table(command: &str, table: &Path, arguments: &[String]) -> Result<Vec<f32>> {
     match command {
         "train" => ends(&parse::<train::TrainArgs>(table, arguments)?.start(table)?),

@@ -34,8 +34,8 @@ impl Dialect {
     }
 }
 
-/// Returns the number of cells of a line that are quoted by `'`, or `None` if a cell begins with `'`
-/// and does not end with it, or begins with `"`.
+/// Returns the number of cells of a line that are quoted by `'`. Returns `None` if a cell begins
+/// with `'` and does not end with it, or begins with `"`.
 fn single_quoted(line: &str, delimiter: char) -> Option<usize> {
     let (mut rest, mut count) = (line, 0);
     loop {

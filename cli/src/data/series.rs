@@ -71,8 +71,8 @@ impl SeriesTable {
         })
     }
 
-    /// Reads the columns that `choose` returns, the target first. It is called with the index of the
-    /// column `series`.
+    /// Reads the columns that `choose` returns, the target first. It is called with the index of
+    /// the column `series`.
     pub fn read_columns(
         path: &Path,
         series: Option<&str>,

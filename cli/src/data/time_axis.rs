@@ -89,10 +89,10 @@ impl TimeAxis {
         Ok(Self { times, is_time_of_day: column.format == TimeFormat::Time })
     }
 
-    /// Reads the time stamps of a table's sequences, whose rows they must order, from a column, or
-    /// from one of days and one of times of day. Returns `None` if there are times of day only. Adds
-    /// to `notes` if some repeat or are unevenly spaced. With `is_even`, many that repeat are
-    /// refused: the rows must be those of one recording.
+    /// Reads the time stamps of a table's sequences, whose rows they must order. They are in one
+    /// column, or in one of days and one of times of day. Returns `None` if there are times of day
+    /// only. Adds to `notes` if some repeat or are unevenly spaced. With `is_even`, many that
+    /// repeat are refused: the rows must be those of one recording.
     ///
     /// # Errors
     /// If the column has no time stamps, or those of a sequence are not in ascending order, or so

@@ -306,8 +306,8 @@ fn the_latest_sequences_are_held_out_where_rows_have_time_stamps() {
     assert_refused(path, &train("train.csv", "classify", &["--force", "--time", "level"]), &words);
 }
 
-/// One model learns all series; each is scaled by itself, so a series a hundred times as large has a
-/// hundred times the forecasts and errors.
+/// One model learns all series, and each is scaled by itself: a series a hundred times as large has
+/// a hundred times the forecasts and errors.
 #[test]
 fn several_series_are_forecast_each_in_its_own_unit() {
     let stores = series("date,store,sales", |day, value| {

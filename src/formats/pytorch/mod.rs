@@ -90,7 +90,7 @@ impl<S: Read + Seek> PytorchFile<S> {
         let mut tensors = pickle.named_tensors()?;
         tensors.sort();
         tensors.dedup();
-        // Only the tensors of GRUs must be in order. Nothing is known of what else a program stores.
+        // Only the tensors of GRUs must be in order: a program may store anything else.
         let of_grus = || tensors.iter().filter(|(name, _)| parse(name).is_some());
         for (name, id) in of_grus() {
             pickle.tensor(name, *id)?;

@@ -1,4 +1,5 @@
-//! Fuzzes the readers of tables: `gru forecast` and `gru train` up to the numbers that training gets.
+//! Fuzzes the readers of tables: `gru forecast` and `gru train`, up to the numbers that training
+//! gets.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
