@@ -233,6 +233,10 @@ impl Dataset for Recorder {
         self.data.fingerprint()
     }
 
+    fn has_target(&self, index: usize, loss: &Loss) -> bool {
+        self.data.has_target(index, loss)
+    }
+
     fn stride(&self) -> Option<usize> {
         Dataset::stride(&self.data)
     }
@@ -271,6 +275,59 @@ fn each_step_of_overlapping_windows_counts_once_and_starts_from_its_own_state() 
         let validation = validation.unwrap();
         assert_eq!(validation.counted, expected.counted);
         assert_relative_eq!(validation.loss, expected.loss, max_relative = 1e-5);
+    }
+}
+
+/// A batch may lack targets. It makes no update, but the states pass through it.
+#[test]
+fn windows_without_targets_carry_their_states() {
+    for device in devices() {
+        let mask = (0..24).map(|t| t >= 18).collect::<Vec<_>>();
+        let sequences = vec![sequence(24, 1).with_mask(mask)];
+        for stride in [3, 2] {
+            let windows = SequenceWindows::every_step(sequences.clone(), 3, stride).unwrap();
+            let data = Recorder::new(windows.clone());
+            let config = TrainerConfig::new(1, 1).with_seed(4);
+            let mut trainer = Trainer::new(learner(sgd(), &device), config).unwrap();
+            trainer.run(&data, &[] as &[Example], go_on).unwrap();
+            let order = data.order.into_inner().concat();
+            let has_target = |index: usize| windows.has_target(index, &Loss::MeanSquared);
+            assert!(!has_target(order[0]), "the epoch starts with windows that lack targets");
+            let (mut expected, mut state) = (learner(sgd(), &device), None);
+            for &index in &order {
+                let batch = windows.batch(&[index]).unwrap();
+                let head =
+                    batch.batch().x.slice_move(s![..stride.min(windows.steps(index)), .., ..]);
+                let network = Network::new(expected.params().unwrap(), &device).unwrap();
+                let next = network.advance(state.as_ref(), head).unwrap();
+                if has_target(index) {
+                    expected.step_from(state.as_ref(), batch.batch(), batch.targets()).unwrap();
+                }
+                state = Some(next);
+            }
+            let got = trainer.learner().params().unwrap();
+            assert_eq!(got, expected.params().unwrap(), "on {device}");
+        }
+    }
+}
+
+/// The same in validation.
+#[test]
+fn windows_without_targets_carry_their_states_in_validation() {
+    for device in devices() {
+        let mask = (0..20).map(|t| t < 4 || t > 12).collect::<Vec<_>>();
+        let sequences = vec![sequence(20, 1).with_mask(mask)];
+        let trainer = Trainer::new(learner(sgd(), &device), TrainerConfig::new(1, 3)).unwrap();
+        let expected = trainer.evaluate(&sequences).unwrap();
+        assert_eq!(expected.counted, 4 + 7);
+        for (window, stride) in [(4, 4), (6, 3)] {
+            let windows = SequenceWindows::every_step(sequences.clone(), window, stride).unwrap();
+            let has_target = |at: usize| windows.has_target(at, &Loss::MeanSquared);
+            assert!((0..windows.len()).any(|at| !has_target(at)), "some windows lack targets");
+            let got = trainer.evaluate(&windows).unwrap();
+            assert_eq!(got.counted, expected.counted);
+            assert_relative_eq!(got.loss, expected.loss, max_relative = 1e-5);
+        }
     }
 }
 
