@@ -28,7 +28,7 @@ impl HoldOut {
              into windows with --window, which holds out its end",
             table.shown
         );
-        Ok(self.draw(&mut [(0..count).collect()], &[self.size(count).clamp(1, count - 1)]))
+        Ok(self.draw(&mut [(0..count).collect()], &[self.count(count)]))
     }
 
     /// Takes the sequences that start last. Returns `None` if all start at the same time.
@@ -38,7 +38,7 @@ impl HoldOut {
         let mut order: Vec<_> = (0..count).collect();
         order.sort_by_key(|&at| start(at));
         let is_one = count < 2 || start(order[0]) == start(order[count - 1]);
-        let mut held_out = order.split_off(count - self.size(count).clamp(1, count.max(2) - 1));
+        let mut held_out = order.split_off(count - self.count(count));
         order.sort_unstable();
         held_out.sort_unstable();
         (!is_one).then_some((order, held_out))
@@ -63,14 +63,14 @@ impl HoldOut {
         Ok(self.draw(&mut strata, &counts))
     }
 
-    /// Returns the number of rows at the end of a sequence of `rows` rows to hold out, at least one
-    /// and not all.
-    pub fn rows(&self, rows: usize) -> usize {
-        self.size(rows).clamp(1, rows.max(2) - 1)
+    /// Returns how many of `count` sequences or rows to hold out: at least one and, of two or more,
+    /// not all.
+    pub fn count(&self, count: usize) -> usize {
+        self.fraction_of(count).clamp(1, count.max(2) - 1)
     }
 
-    /// Returns the number of sequences to hold out of `count`.
-    fn size(&self, count: usize) -> usize {
+    /// Returns the fraction of `count`, rounded.
+    fn fraction_of(&self, count: usize) -> usize {
         (self.fraction * count as f64).round() as usize
     }
 
@@ -84,7 +84,7 @@ impl HoldOut {
             sizes.iter().map(|&size| (exact(size) as usize).min(limit(size))).collect();
         let all: usize = sizes.iter().sum();
         let room: usize = sizes.iter().map(|&size| limit(size)).sum();
-        let size = self.size(all).max(1).min(room);
+        let size = self.fraction_of(all).max(1).min(room);
         // The seed decides the order of classes with equal remainders.
         let mut order: Vec<_> = (0..sizes.len()).collect();
         order.shuffle(&mut self.rng());

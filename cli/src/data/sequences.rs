@@ -159,7 +159,7 @@ impl SplitRows {
             "{} has one row, so no rows can be held out; expected a row per time step",
             table.shown
         );
-        let border = only.end - holdout.rows(only.len());
+        let border = only.end - holdout.count(only.len());
         let lines = [border, only.end - 1].map(|row| table.csv.row(row).line);
         log(format_args!("{}: lines {} to {} are held out", table.shown, lines[0], lines[1]));
         let before = match per {
