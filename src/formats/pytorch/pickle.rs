@@ -57,6 +57,12 @@ pub(super) enum Node {
     Tensor(Id),
 }
 
+impl Node {
+    fn int(number: i64) -> Self {
+        Self::Int([number as u32, (number >> 32) as u32])
+    }
+}
+
 /// An item of a list, tuple, dictionary or object.
 #[derive(Clone, Copy, Debug)]
 struct Cell {
@@ -346,7 +352,7 @@ impl<S: Read + Seek> Machine<'_, '_, S> {
     }
 
     fn push_int(&mut self, number: i64) -> Result<()> {
-        self.push(Node::Int([number as u32, (number >> 32) as u32]))
+        self.push(Node::int(number))
     }
 
     /// Returns the lowest index above the last mark.
@@ -542,7 +548,7 @@ impl<S: Read + Seek> Machine<'_, '_, S> {
             (b"00", _) => Node::Bool(false),
             (b"01", _) => Node::Bool(true),
             (MAGIC_TEXT, _) => Node::Magic,
-            (_, Some(number)) => Node::Int([number as u32, (number >> 32) as u32]),
+            (_, Some(number)) => Node::int(number),
             _ => Node::Opaque,
         };
         self.text.truncate(start);
@@ -565,8 +571,7 @@ impl<S: Read + Seek> Machine<'_, '_, S> {
             Node::Opaque
         } else {
             number[..bytes.len()].copy_from_slice(bytes);
-            let number = i64::from_le_bytes(number);
-            Node::Int([number as u32, (number >> 32) as u32])
+            Node::int(i64::from_le_bytes(number))
         };
         self.text.truncate(start);
         self.push(node)
