@@ -283,31 +283,6 @@ impl<S: Read + Seek> Tensors<S> {
     pub fn entry(&self, key: &str) -> Option<&str> {
         Some(self.header.metadata().as_ref()?.get(key)?.as_str())
     }
-
-    /// Returns the layout of the network whose GRU is under `prefix`, after checking its tensors.
-    pub fn network_layout(
-        &self,
-        prefix: &str,
-        config: &GruConfig,
-        readout: Readout,
-    ) -> Result<ParamLayout> {
-        StateDict::network_layout(self, prefix, config, readout)
-    }
-
-    /// Reads the parameters under `prefix`, whose tensors have been checked.
-    pub fn params(
-        &mut self,
-        prefix: &str,
-        layout: ParamLayout,
-        allow_non_finite: bool,
-    ) -> Result<Params> {
-        StateDict::params(self, prefix, layout, allow_non_finite)
-    }
-
-    /// Reads a tensor.
-    pub fn tensor(&mut self, name: &str) -> Result<ArrayD<f32>> {
-        StateDict::tensor(self, name)
-    }
 }
 
 impl<S: Read + Seek> StateDict for Tensors<S> {
