@@ -315,7 +315,7 @@ fn windows_without_targets_carry_their_states() {
 #[test]
 fn windows_without_targets_carry_their_states_in_validation() {
     for device in devices() {
-        let mask = (0..20).map(|t| t < 4 || t > 12).collect::<Vec<_>>();
+        let mask = (0..20).map(|t| !(4..=12).contains(&t)).collect::<Vec<_>>();
         let sequences = vec![sequence(20, 1).with_mask(mask)];
         let trainer = Trainer::new(learner(sgd(), &device), TrainerConfig::new(1, 3)).unwrap();
         let expected = trainer.evaluate(&sequences).unwrap();
