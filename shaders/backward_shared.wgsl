@@ -113,7 +113,7 @@ fn through_step(
     let dz = select(toward_n, -toward_n, has_mode(Z_KEEPS)); // ∂h'/∂z
     var dnew = dh;
     gradients.carry = dh * keep_take.x;
-    if EXTRAS {
+    if NOISE {
         let zone = zone(made, row, unit);
         dnew = dh * (1.0 - zone);
         gradients.carry = dh * zone + dnew * keep_take.x;

@@ -1,5 +1,5 @@
-// Functions shared by all kernels: the activations, in forms that neither overflow nor cancel, and
-// a random number generator.
+// Functions shared by all kernels: σ and tanh, in forms that neither overflow nor cancel, and a
+// random number generator.
 //
 // WGSL's own tanh may give NaN for large inputs (Metal, from |x| > 44) and is inexact on some
 // adapters. exp of a number that is never positive has neither problem.
@@ -61,38 +61,6 @@ fn tanh_stable(x: f32, hardware: bool) -> f32 {
     let large = fma(-2.0, sigmoid_negative(2.0 * a, hardware), 1.0);
     let magnitude = select(large, small, a < 0.625);
     return select(-magnitude, magnitude, x >= 0.0);
-}
-
-// The activations of gates and candidates: Activation in src/spec/config.rs.
-const SIGMOID: u32 = 0u;
-const TANH: u32 = 1u;
-const RELU: u32 = 2u;
-const HARD_SIGMOID: u32 = 3u;
-const IDENTITY: u32 = 4u;
-
-// The comparisons are written so that NaN stays NaN.
-fn activate(kind: u32, a: f32, hardware: bool) -> f32 {
-    switch kind {
-        case SIGMOID: { return sigmoid(a, hardware); }
-        case TANH: { return tanh_stable(a, hardware); }
-        case RELU: { return select(a, 0.0, a < 0.0); }
-        case HARD_SIGMOID: {
-            let line = fma(0.2, a, 0.5);
-            return select(select(line, 0.0, line < 0.0), 1.0, line > 1.0);
-        }
-        default: { return a; }
-    }
-}
-
-// The derivative, from the activation's value.
-fn derivative(kind: u32, value: f32) -> f32 {
-    switch kind {
-        case SIGMOID: { return value * (1.0 - value); }
-        case TANH: { return 1.0 - value * value; }
-        case RELU: { return select(0.0, 1.0, value > 0.0); }
-        case HARD_SIGMOID: { return select(0.0, 0.2, value > 0.0 && value < 1.0); }
-        default: { return 1.0; }
-    }
 }
 
 // The high word of a product: WGSL has no 64-bit integers.

@@ -67,8 +67,8 @@ fn compute_gates(start: f32, inputs: StepInputs, products: vec3<f32>) -> StepRes
     if is_padding(inputs.flags) {
         return result;
     }
-    result.r = activate(gate_activation(), inputs.r + products.x, HARDWARE_EXP);
-    result.z = activate(gate_activation(), inputs.z + products.y, HARDWARE_EXP);
+    result.r = activate(gate_activation(), inputs.r + products.x);
+    result.z = activate(gate_activation(), inputs.z + products.y);
     result.past = select(products.z, result.r * start, RESET_BEFORE);
     return result;
 }
@@ -96,9 +96,9 @@ fn compute_state(
     // Past a row's length the state does not change.
     result.state = start;
     if !is_padding(inputs.flags) {
-        result.n = activate(candidate_activation(), inputs.n + product, HARDWARE_EXP);
+        result.n = activate(candidate_activation(), inputs.n + product);
         result.state = mix_states(start, result.n, keep_take(result.z));
-        if EXTRAS {
+        if NOISE {
             let zone = zone(time(step), row, unit);
             result.state = zone * start + (1.0 - zone) * result.state;
         }

@@ -9,7 +9,7 @@
 // treats time-major and batch-first arrays alike.
 
 override RESET_BEFORE: bool = false; // n needs every r first
-override EXTRAS: bool = false; // other activations than σ and tanh, dropout, zoneout: by arguments
+override NOISE: bool = false; // dropout and zoneout, by arguments
 override HARDWARE_EXP: bool = false; // exponentials by the adapter's own exp
 
 const NO_ZONEOUT: u32 = 0u;
@@ -49,8 +49,6 @@ struct Args {
     last_state: u32,
     layer: u32,
     modes: u32, // Z_KEEPS, KEEPS_GATES, REVERSE_FIRST
-    gate_activation: u32, // of r and z
-    candidate_activation: u32, // of n
     drop_below: u32, // an output is dropped if its draw is below this
     drop_scale: u32, // f32: factor of kept outputs
     zoneout: u32, // zoneout of the state
@@ -138,7 +136,7 @@ fn draw(purpose: u32, time: u32, row: u32, unit: u32) -> u32 {
 
 // The factor of an output on its way to the next layer.
 fn dropout_factor(time: u32, row: u32, unit: u32) -> f32 {
-    if !EXTRAS {
+    if !NOISE {
         return 1.0;
     }
     return select(bitcast<f32>(args.drop_scale), 0.0, draw(0u, time, row, unit) < args.drop_below);
@@ -146,21 +144,13 @@ fn dropout_factor(time: u32, row: u32, unit: u32) -> f32 {
 
 // The fraction of its old state that a unit keeps, in addition to its gates.
 fn zone(time: u32, row: u32, unit: u32) -> f32 {
-    if EXTRAS && args.zoneout == EXPECTED_ZONEOUT {
+    if NOISE && args.zoneout == EXPECTED_ZONEOUT {
         return bitcast<f32>(args.zone_fraction);
     }
-    if EXTRAS && args.zoneout == DRAWN_ZONEOUT {
+    if NOISE && args.zoneout == DRAWN_ZONEOUT {
         return select(0.0, 1.0, draw(1u, time, row, unit) < args.zone_below);
     }
     return 0.0;
-}
-
-fn gate_activation() -> u32 {
-    return select(SIGMOID, args.gate_activation, EXTRAS);
-}
-
-fn candidate_activation() -> u32 {
-    return select(TANH, args.candidate_activation, EXTRAS);
 }
 
 // The fraction of the old state, and of the candidate, in the new state.

@@ -55,7 +55,8 @@
 //! | ONNX's default, `linear_before_reset=0` | before | keeps | two |
 //!
 //! All combinations work, forward and backward, on every device. Other functions can replace σ and
-//! tanh ([`Activation`]).
+//! tanh ([`Activation`]), in one direction or both ([`GruConfig::with_reverse_activations`]).
+//! [`GruConfig::with_clip`] bounds their arguments.
 //!
 //! With "z overwrites", the gradient through time is ∂h'/∂h = (1 − z) + z ∂n/∂h plus the paths
 //! through r and z. Where z is small, the gradient flows straight through h.
@@ -195,6 +196,8 @@
 //! - **An element type**: `spec/element.rs`, `UploadData` in `model/executor.rs`, `ELEMENT` in
 //!   `plan/allocate.rs`, the bindings in `kernels/` and the shaders. For a type in files only,
 //!   `formats/numbers.rs` and the format.
+//! - **An activation**: `spec/activation.rs` (the kernels' reference too), `shaders/activations.wgsl`,
+//!   `cpu/simd/activations.rs`, its name in `formats/onnx/activations.rs`.
 //! - **A loss**: `spec/loss.rs` (the kernel's reference too), `shaders/loss.wgsl`, its number in
 //!   `kernels/training.rs`, its argument in `plan/head.rs`, its targets in `plan/allocate.rs`.
 //! - **An optimizer**: `spec/optimizer.rs` (the kernel's reference too). If the constants of an
@@ -210,8 +213,7 @@
 //!
 //! - Backward passes over a caller's own buffers.
 //! - Streams of a model with a reverse direction, because a stream has no last step to start from.
-//! - Activations with parameters of their own, such as leaky ReLU; different activations in the two
-//!   directions; ONNX's `clip`; f16 on the device (f16 files can be read).
+//! - f16 on the device (f16 files can be read).
 //! - Some runs whose x, y or states exceed what the adapter can bind. [`Gru::chunks`] cuts such a
 //!   run into chunks of steps or of rows. [`Error::Limit`] names the limit if a run cannot be cut
 //!   into steps (it has two directions, or a [`Learner`] trains it) and a single row is too large.
@@ -289,8 +291,9 @@ pub use model::output::{Output, OutputMut};
 pub use model::profile::{KernelTime, Profile, TimeSource};
 pub use model::state::State;
 pub use model::stream::Stream;
+pub use spec::activation::{Activation, Activations};
 pub use spec::batch::{Batch, step_flag};
-pub use spec::config::{Activation, Bias, Direction, GruConfig, Layout, Reset, Shape, Update};
+pub use spec::config::{Bias, Direction, GruConfig, Layout, Reset, Shape, Update};
 pub use spec::head::{Head, Readout};
 pub use spec::loss::{Loss, Targets};
 pub use spec::optimizer::{Adam, Clip, Optimizer, OptimizerState, Schedule};

@@ -5,7 +5,8 @@
 DEVICE is cpu, gpu or software; by default cpu and the machine's adapter.
 
 Reading: every ONNX GRU that the program supports: reset before and after, three directions, with and without bias, h0,
-lengths, activations, stacks, both layouts, functions, inner graphs, weights of 8 bits. Writing: every definition; ONNX Runtime must compute from the model of
+lengths, every activation as a gate and as the candidate, clip, different activations in the directions, stacks, both
+layouts, functions, inner graphs, weights of 8 bits. Writing: every definition; ONNX Runtime must compute from the model of
 `gru convert` what `gru run` computes from the original. Needs numpy, onnx, onnxruntime and safetensors.
 """
 
@@ -75,7 +76,9 @@ def node(case, layer, x, inputs):
     attributes = {"hidden_size": h, "direction": case["direction"], "linear_before_reset": case["after"]}
     for name in ("activations", "activation_alpha", "activation_beta"):
         if case.get(name):
-            attributes[name] = case[name] * d
+            attributes[name] = case[name] * (1 if case.get("each_direction") else d)
+    if case.get("clip"):
+        attributes["clip"] = case["clip"]
     nodes = [helper.make_node("GRU", names, [f"Y{layer}", f"Y_h{layer}"], name=f"gru_{layer}", **attributes)]
     if d == 1:
         nodes.append(helper.make_node("Squeeze", [f"Y{layer}", "one"], [f"y{layer}"]))
@@ -206,16 +209,48 @@ def check_forms(binary, devices, folder):
     return count
 
 
+FUNCTIONS = {  # their alpha and beta
+    "Sigmoid": ([], []),
+    "Tanh": ([], []),
+    "Relu": ([], []),
+    "HardSigmoid": ([0.3], [0.4]),
+    "Affine": ([0.7], [0.1]),
+    "ScaledTanh": ([1.3], [0.8]),
+    "LeakyRelu": ([0.2], []),
+    "ThresholdedRelu": ([0.1], []),
+    "Elu": ([0.6], []),
+    "Softsign": ([], []),
+    "Softplus": ([], []),
+}
+
+
+def activation_cases(plain):
+    """Every function as a gate and as the candidate, with and without a clip, and different ones in the directions."""
+
+    def chosen(*names):
+        numbers = [sum((FUNCTIONS[name][i] for name in names), []) for i in (0, 1)]
+        return {"activations": [*names], "activation_alpha": numbers[0], "activation_beta": numbers[1]}
+
+    for i, name in enumerate(FUNCTIONS):
+        clip = 0.5 if i % 2 else None
+        yield {**plain, "after": i % 2, "direction": "forward", **chosen("Sigmoid", name), "clip": clip}
+        yield {**plain, "after": 1 - i % 2, "direction": "reverse", **chosen(name, "Tanh"), "clip": clip}
+    both = {**plain, "direction": "bidirectional", "each_direction": True, "lengths": True}
+    for i in range(8):
+        names = [str(name) for name in rng.choice([*FUNCTIONS], 4)]
+        yield {**both, "after": i % 2, "layers": 1 + i // 4, **chosen(*names), "clip": [None, 0.3, 2.0][i % 3]}
+    defaults = {"activations": ["HardSigmoid", "LeakyRelu"]}
+    yield {**plain, "after": 0, "direction": "bidirectional", "layers": 2, **defaults}
+    yield {**plain, "after": 1, "direction": "forward", "activations": ["Sigmoid", "Elu"]}
+
+
 def read_cases():
     plain = {"T": 5, "B": 3, "I": 4, "H": 7, "layers": 1, "bias": True, "h0": True, "lengths": False, "opset": 14}
     for after, direction in itertools.product((0, 1), DIRECTIONS):
         for h0, lengths in itertools.product((False, True), repeat=2):
             yield {**plain, "after": after, "direction": direction, "h0": h0, "lengths": lengths}
         yield {**plain, "after": after, "direction": direction, "layers": 3, "bias": False, "H": 5, "opset": 22}
-    relu = {"activations": ["Sigmoid", "Relu"]}
-    hard = {"activations": ["HardSigmoid", "Affine"], "activation_alpha": [0.2, 1.0], "activation_beta": [0.5, 0.0]}
-    for activations in (relu, hard):
-        yield {**plain, "after": 0, "direction": "bidirectional", "layers": 2, **activations}
+    yield from activation_cases(plain)
     for _ in range(12):
         t, b, i, h = (int(rng.integers(1, 20)) for _ in range(4))
         layers, after, bias, h0, lengths = (int(rng.integers(low, 2 + low)) for low in (1, 0, 0, 0, 0))
@@ -328,7 +363,12 @@ def parameters(case):
             tensors[f"bias_{kind}_l{layer}{way}"] = uniform(3 * h, bound=bound)
     words = {**case, "input": case["I"], "hidden": h, "dropout": 0, "zoneout": 0}
     keys = "input hidden layers direction reset update bias gate candidate dropout zoneout".split()
+    keys += [key for key in ("reverse-gate", "reverse-candidate", "clip") if key in case]
     return tensors, {"gru_wgpu.config": " ".join(f"{key}={words[key]}" for key in keys)}
+
+
+WRITTEN = ("identity", "affine(0.3,-0.1)", "scaled-tanh(1.5,0.6)", "leaky-relu(0.1)", "thresholded-relu(0.2)")
+WRITTEN += ("elu(0.7)", "softsign", "softplus")
 
 
 def write_cases():
@@ -337,8 +377,13 @@ def write_cases():
     for reset, update, bias, direction, layers in itertools.product(*axes):
         yield {**sizes, "reset": reset, "update": update, "bias": bias, "direction": direction, "layers": layers}
     variant = {"reset": "before", "update": "overwrites", "bias": "two", "direction": "both", "layers": 2}
-    yield {**sizes, **variant, "gate": "hard-sigmoid", "candidate": "relu"}
-    yield {**sizes, **variant, "gate": "sigmoid", "candidate": "identity"}
+    for gate in ("sigmoid", "hard-sigmoid(0.2,0.5)", "hard-sigmoid(0.3,0.5)", "affine(0.2,0.5)"):
+        yield {**sizes, **variant, "gate": gate, "candidate": "relu", "clip": 0.8}
+    for candidate in WRITTEN:
+        yield {**sizes, **variant, "candidate": candidate}
+        other = {"reverse-gate": "hard-sigmoid(0.1,0.5)", "reverse-candidate": candidate}
+        yield {**sizes, **variant, **other, "reset": "after", "clip": 0.4}
+        yield {**sizes, **variant, "update": "keeps", "gate": candidate, "direction": "forward"}
 
 
 def check_writing(binary, folder):

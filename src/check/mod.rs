@@ -19,7 +19,8 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::error::Result;
 use crate::model::device::{Device, DeviceTarget};
-use crate::spec::config::{Activation, Direction, GruConfig, Layout, Shape};
+use crate::spec::activation::{Activation, Activations};
+use crate::spec::config::{Direction, GruConfig, Layout, Shape};
 use crate::spec::params::{Init, Params};
 
 /// The largest allowed difference from an expected value: `atol + rtol · |expected|`.
@@ -343,6 +344,9 @@ struct ModelCase {
     /// Activations of the gates and of the candidate. Unbounded ones only with few steps, so that
     /// states and sums stay of order 1.
     activations: [Activation; 2],
+    /// Other activations of the reverse direction.
+    reverse: Option<[Activation; 2]>,
+    clip: Option<f32>,
     dropout: f32,
     zoneout: f32,
     layout: Layout,
@@ -359,6 +363,8 @@ const PLAIN: ModelCase = ModelCase {
     sizes: [1; 5],
     direction: Direction::Forward,
     activations: [Activation::Sigmoid, Activation::Tanh],
+    reverse: None,
+    clip: None,
     dropout: 0.0,
     zoneout: 0.0,
     layout: Layout::TimeMajor,
@@ -382,7 +388,11 @@ static CASES: [ModelCase; 10] = [
     ModelCase {
         sizes: [5, 3, 7, 17, 1],
         direction: Direction::Both,
-        activations: [Activation::HardSigmoid, Activation::Tanh],
+        activations: [
+            Activation::HARD_SIGMOID_PYTORCH,
+            Activation::ScaledTanh { alpha: 1.7, beta: 0.7 },
+        ],
+        clip: Some(0.75),
         layout: Layout::BatchFirst,
         lengths: true,
         resets: true,
@@ -402,7 +412,7 @@ static CASES: [ModelCase; 10] = [
     ModelCase {
         sizes: [2, 33, 16, 31, 1],
         direction: Direction::Reverse,
-        activations: [Activation::Sigmoid, Activation::Identity],
+        activations: [Activation::Sigmoid, Activation::LeakyRelu { alpha: 0.1 }],
         layout: Layout::BatchFirst,
         given: [false, false, false, true],
         ..PLAIN
@@ -417,13 +427,21 @@ static CASES: [ModelCase; 10] = [
     ModelCase {
         sizes: [1, 2, 3, 2, 3],
         direction: Direction::Both,
-        activations: [Activation::Tanh, Activation::Relu],
+        activations: [Activation::Tanh, Activation::Elu { alpha: 0.8 }],
+        reverse: Some([Activation::Softsign, Activation::Softplus]),
         dropout: 0.4,
         layout: Layout::BatchFirst,
         other_options: false,
         ..PLAIN
     },
-    ModelCase { sizes: [6, 5, 2, 3, 2], direction: Direction::Both, other_options: false, ..PLAIN },
+    ModelCase {
+        sizes: [6, 5, 2, 3, 2],
+        direction: Direction::Both,
+        reverse: Some([Activation::Sigmoid, Activation::ThresholdedRelu { alpha: 0.1 }]),
+        clip: Some(1.5),
+        other_options: false,
+        ..PLAIN
+    },
     ModelCase {
         sizes: [3, 5, 4, 9, 2],
         direction: Direction::Reverse,
@@ -450,16 +468,22 @@ impl ModelCase {
             .with_layers(layers)
             .with_direction(self.direction)
             .with_activations(gate, candidate)
+            .with_reverse_activations(
+                self.reverse.map(|[gate, candidate]| Activations { gate, candidate }),
+            )
+            .with_clip(self.clip)
             .with_dropout(self.dropout)
             .with_zoneout(self.zoneout)
     }
 
     /// Describes the case for a finding: the properties that differ between cases of a variant.
     fn describe(&self, config: &GruConfig, shape: Shape) -> String {
-        let (gate, candidate) = (config.gate_activation, config.candidate_activation);
+        let Activations { gate, candidate } = config.activations;
         let mut text = format!("{shape}, {gate} gates, {candidate} candidate");
         for (given, what) in [
             (self.direction == Direction::Reverse, "reverse".to_owned()),
+            (self.reverse.is_some(), "other activations in reverse".to_owned()),
+            (self.clip.is_some(), "clipped".to_owned()),
             (self.lengths, "padded".to_owned()),
             (self.resets, "resets".to_owned()),
             (self.dropout > 0.0, format!("dropout {}", self.dropout)),

@@ -254,7 +254,7 @@ impl SimdKernel for ElementwiseBackward<'_> {
                 }
             }
             let zone = load_or::<N>(self.zone, first, 0.0);
-            let (derivative_z, derivative_n) = (derivative(gate, &z), derivative(candidate, &n));
+            let (derivative_z, derivative_n) = (derivative(&gate, &z), derivative(&candidate, &n));
             let mut da_z = [0.0; N];
             let mut da_n = [0.0; N];
             // dh' = (1 − ζ) ⊙ dh
@@ -275,7 +275,7 @@ impl SimdKernel for ElementwiseBackward<'_> {
             store(all_n, first, &da_n);
             store(self.dh, first, &dh);
             if self.spec.reset == Reset::After {
-                let derivative_r = derivative(gate, &r);
+                let derivative_r = derivative(&gate, &r);
                 let (mut da_r, mut dn_recurrent) = ([0.0; N], [0.0; N]);
                 // da_r = da_n ⊙ (W_hn h + b_hn) ⊙ σ'(r)
                 // d(W_hn h + b_hn) = da_n ⊙ r
@@ -311,7 +311,7 @@ impl SimdKernel for ResetBackward<'_> {
             let first = q * N;
             let (h, r) = (load::<N>(self.h, first), load::<N>(self.r, first));
             let mut dh = load::<N>(self.dh, first);
-            let derivative = derivative(self.spec.gate, &r);
+            let derivative = derivative(&self.spec.gate, &r);
             let mut da_r = [0.0; N];
             // dh  += d(r ⊙ h) ⊙ r
             // da_r = d(r ⊙ h) ⊙ h ⊙ σ'(r)

@@ -12,7 +12,8 @@ use super::simd::SimdLevel;
 use super::team::{Parts, Sharing};
 use crate::error::Result;
 use crate::reference::StepContext;
-use crate::spec::config::{Activation, Reset, Update};
+use crate::spec::activation::ClippedActivation;
+use crate::spec::config::{GruConfig, Reset, Update};
 use crate::spec::params::{CellRanges, Params};
 
 /// The configuration of a cell: everything except its weights.
@@ -21,8 +22,10 @@ pub(super) struct CellSpec {
     pub level: SimdLevel,
     pub reset: Reset,
     pub update: Update,
-    pub gate: Activation,
-    pub candidate: Activation,
+    /// The function of r and z.
+    pub gate: ClippedActivation,
+    /// The function of n.
+    pub candidate: ClippedActivation,
     pub hidden: usize,
 }
 
@@ -54,16 +57,10 @@ pub(super) struct BackwardWeights {
 }
 
 impl CellSpec {
-    fn new(params: &Params, level: SimdLevel) -> Self {
-        let config = params.layout().config();
-        Self {
-            level,
-            reset: config.reset,
-            update: config.update,
-            gate: config.gate_activation,
-            candidate: config.candidate_activation,
-            hidden: config.hidden_size,
-        }
+    pub fn new(config: &GruConfig, direction: usize, level: SimdLevel) -> Self {
+        let [gate, candidate] = config.functions(direction);
+        let GruConfig { reset, update, hidden_size: hidden, .. } = *config;
+        Self { level, reset, update, gate, candidate, hidden }
     }
 
     /// Returns Q, the number of blocks.
@@ -81,10 +78,10 @@ impl ForwardWeights {
     pub fn new(
         params: &Params,
         ranges: &CellRanges,
-        level: SimdLevel,
+        spec: CellSpec,
         is_parallel: bool,
     ) -> Result<Self> {
-        let spec = CellSpec::new(params, level);
+        let level = spec.level;
         let (lanes, blocks, hidden) = (level.lanes(), spec.blocks(), spec.hidden);
         let flat = params.as_slice();
         let pack = |range: &Range<usize>| {
@@ -119,10 +116,10 @@ impl BackwardWeights {
     pub fn new(
         params: &Params,
         ranges: &CellRanges,
-        level: SimdLevel,
+        spec: CellSpec,
         is_parallel: bool,
     ) -> Result<Self> {
-        let spec = CellSpec::new(params, level);
+        let level = spec.level;
         let pack = |range: &Range<usize>| {
             let weight = &params.as_slice()[range.clone()];
             let (depth, lanes) = (3 * spec.hidden, level.lanes());

@@ -10,7 +10,8 @@ use super::trace::{CpuCellTrace, Workspace};
 use super::*;
 use crate::check::random3;
 use crate::reference;
-use crate::spec::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
+use crate::spec::activation::{Activation, Activations};
+use crate::spec::config::{Bias, Direction, GruConfig, Reset, Update};
 use crate::spec::params::Init;
 
 /// Runs the forward pass for training. Returns y and the trace.
@@ -48,6 +49,9 @@ struct CpuCase {
     direction: Direction,
     layout: Layout,
     activations: [Activation; 2],
+    /// Other activations of the reverse direction.
+    reverse: Option<[Activation; 2]>,
+    clip: Option<f32>,
     /// The probabilities of dropout and zoneout.
     noise: [f32; 2],
     has_step_flags: bool,
@@ -60,6 +64,8 @@ fn cases() -> Vec<CpuCase> {
         direction: Direction::Forward,
         layout: Layout::TimeMajor,
         activations: [Activation::Sigmoid, Activation::Tanh],
+        reverse: None,
+        clip: None,
         noise: [0.0; 2],
         has_step_flags: false,
     };
@@ -96,10 +102,32 @@ fn cases() -> Vec<CpuCase> {
             direction: Direction::Both,
             layout: Layout::BatchFirst,
             noise: [0.4, 0.0],
-            activations: [Activation::HardSigmoid, Activation::Relu],
+            activations: [Activation::HARD_SIGMOID_ONNX, Activation::Relu],
             ..sized([4, 3, 2, 18, 3])
         },
-        CpuCase { activations: [Activation::Tanh, Activation::Identity], ..sized([3, 3, 2, 4, 1]) },
+        CpuCase { activations: [Activation::Tanh, Activation::IDENTITY], ..sized([3, 3, 2, 4, 1]) },
+        CpuCase {
+            direction: Direction::Both,
+            activations: [
+                Activation::HARD_SIGMOID_PYTORCH,
+                Activation::ScaledTanh { alpha: -0.9, beta: 1.2 },
+            ],
+            reverse: Some([Activation::Softsign, Activation::Softplus]),
+            clip: Some(0.8),
+            ..sized([4, 3, 2, 19, 2])
+        },
+        CpuCase {
+            activations: [Activation::Sigmoid, Activation::LeakyRelu { alpha: 0.1 }],
+            ..sized([3, 2, 3, 5, 1])
+        },
+        CpuCase {
+            activations: [Activation::Softsign, Activation::Elu { alpha: 0.6 }],
+            ..sized([3, 5, 3, 17, 1])
+        },
+        CpuCase {
+            activations: [Activation::Sigmoid, Activation::ThresholdedRelu { alpha: 0.1 }],
+            ..sized([3, 2, 4, 6, 1])
+        },
     ]
 }
 
@@ -126,6 +154,10 @@ impl CaseData {
             .with_layers(layers)
             .with_direction(case.direction)
             .with_activations(gate, candidate)
+            .with_reverse_activations(
+                case.reverse.map(|[gate, candidate]| Activations { gate, candidate }),
+            )
+            .with_clip(case.clip)
             .with_dropout(dropout)
             .with_zoneout(zoneout);
         let shape = config.shape(steps, batch).unwrap().with_layout(case.layout);

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::cell::{BackwardWeights, ForwardWeights};
+use super::cell::{BackwardWeights, CellSpec, ForwardWeights};
 use super::schedule::{MIN_PARALLEL_FLOPS, ThreadLayout, chunk_steps};
 use super::simd::SimdLevel;
 use crate::error::Result;
@@ -46,7 +46,8 @@ impl Weights {
     ) -> Result<PackedCells<ForwardWeights>> {
         self.forward.get_or_pack(params, version, |layer, direction, is_parallel| {
             let ranges = params.layout().cell(layer, direction);
-            ForwardWeights::new(params, &ranges, self.level, is_parallel)
+            let spec = CellSpec::new(params.layout().config(), direction, self.level);
+            ForwardWeights::new(params, &ranges, spec, is_parallel)
         })
     }
 
@@ -57,7 +58,8 @@ impl Weights {
     ) -> Result<PackedCells<BackwardWeights>> {
         self.backward.get_or_pack(params, version, |layer, direction, is_parallel| {
             let ranges = params.layout().cell(layer, direction);
-            BackwardWeights::new(params, &ranges, self.level, is_parallel)
+            let spec = CellSpec::new(params.layout().config(), direction, self.level);
+            BackwardWeights::new(params, &ranges, spec, is_parallel)
         })
     }
 }

@@ -3,7 +3,8 @@
 use std::str::FromStr;
 
 use crate::error::{Error, Result, quote};
-use crate::spec::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
+use crate::spec::activation::Activations;
+use crate::spec::config::{Bias, Direction, GruConfig, Reset, Update};
 use crate::spec::head::Readout;
 
 /// The key of the metadata entry that holds a model's configuration.
@@ -17,26 +18,27 @@ const DIRECTIONS: &[(Direction, &str)] =
 const RESETS: &[(Reset, &str)] = &[(Reset::Before, "before"), (Reset::After, "after")];
 const UPDATES: &[(Update, &str)] = &[(Update::Overwrites, "overwrites"), (Update::Keeps, "keeps")];
 const BIASES: &[(Bias, &str)] = &[(Bias::None, "none"), (Bias::One, "one"), (Bias::Two, "two")];
-const ACTIVATIONS: &[(Activation, &str)] = &[
-    (Activation::Sigmoid, "sigmoid"),
-    (Activation::Tanh, "tanh"),
-    (Activation::Relu, "relu"),
-    (Activation::HardSigmoid, "hard-sigmoid"),
-    (Activation::Identity, "identity"),
-];
-
 const READOUTS: &[(Readout, &str)] =
     &[(Readout::EveryStep, "every-step"), (Readout::LastState, "last")];
 
 /// Writes a configuration as text: `input=3 hidden=5 layers=1 direction=forward reset=after
-/// update=keeps bias=two gate=sigmoid candidate=tanh dropout=0 zoneout=0`, followed by `head=last`
-/// or `head=every-step` if there is a head.
+/// update=keeps bias=two gate=sigmoid candidate=tanh dropout=0 zoneout=0`. What follows only some
+/// configurations have: `reverse-gate`, `reverse-candidate`, `clip`, and `head=last` or
+/// `head=every-step`.
 pub(crate) fn write_config(config: &GruConfig, readout: Option<Readout>) -> String {
-    let head =
-        readout.map_or_else(String::new, |readout| format!(" head={}", word(READOUTS, readout)));
+    let mut more = String::new();
+    if let Some(Activations { gate, candidate }) = config.reverse_activations {
+        more.push_str(&format!(" reverse-gate={gate} reverse-candidate={candidate}"));
+    }
+    if let Some(clip) = config.clip {
+        more.push_str(&format!(" clip={clip}"));
+    }
+    if let Some(readout) = readout {
+        more.push_str(&format!(" head={}", word(READOUTS, readout)));
+    }
     format!(
         "input={} hidden={} layers={} direction={} reset={} update={} bias={} gate={} candidate={} \
-         dropout={} zoneout={}{head}",
+         dropout={} zoneout={}{more}",
         config.input_size,
         config.hidden_size,
         config.layers,
@@ -44,8 +46,8 @@ pub(crate) fn write_config(config: &GruConfig, readout: Option<Readout>) -> Stri
         word(RESETS, config.reset),
         word(UPDATES, config.update),
         word(BIASES, config.bias),
-        word(ACTIVATIONS, config.gate_activation),
-        word(ACTIVATIONS, config.candidate_activation),
+        config.activations.gate,
+        config.activations.candidate,
         config.dropout,
         config.zoneout,
     )
@@ -58,13 +60,22 @@ pub(crate) fn write_config(config: &GruConfig, readout: Option<Readout>) -> Stri
 pub(crate) fn read_config(text: &str) -> Result<(GruConfig, Option<Readout>)> {
     let mut pairs = KeyValues::parse(CONFIG_KEY, text)?;
     let readout = if pairs.has("head") { Some(pairs.named("head", READOUTS)?) } else { None };
+    let reverse = if pairs.has("reverse-gate") {
+        let [gate, candidate] = ["reverse-gate", "reverse-candidate"].map(|key| pairs.parsed(key));
+        Some(Activations { gate: gate?, candidate: candidate? })
+    } else {
+        None
+    };
+    let clip = if pairs.has("clip") { Some(pairs.number("clip")?) } else { None };
     let config = GruConfig::new(pairs.number("input")?, pairs.number("hidden")?)
         .with_layers(pairs.number("layers")?)
         .with_direction(pairs.named("direction", DIRECTIONS)?)
         .with_reset(pairs.named("reset", RESETS)?)
         .with_update(pairs.named("update", UPDATES)?)
         .with_bias(pairs.named("bias", BIASES)?)
-        .with_activations(pairs.named("gate", ACTIVATIONS)?, pairs.named("candidate", ACTIVATIONS)?)
+        .with_activations(pairs.parsed("gate")?, pairs.parsed("candidate")?)
+        .with_reverse_activations(reverse)
+        .with_clip(clip)
         .with_dropout(pairs.number("dropout")?)
         .with_zoneout(pairs.number("zoneout")?);
     pairs.end()?;
@@ -122,6 +133,14 @@ impl<'a> KeyValues<'a> {
         value.parse().map_err(|_| self.invalid(key, value, "a valid number"))
     }
 
+    /// Takes a value whose type says what is wrong with a text.
+    pub fn parsed<T: FromStr<Err = Error>>(&mut self, key: &str) -> Result<T> {
+        let value = self.take(key)?;
+        value
+            .parse()
+            .map_err(|error| self.error(format!("has {} for `{key}`: {error}", quote(value))))
+    }
+
     /// Takes a number, or `None` for the word `none`.
     #[cfg(feature = "safetensors")]
     pub fn option<T: FromStr>(&mut self, key: &str) -> Result<Option<T>> {
@@ -163,6 +182,7 @@ impl<'a> KeyValues<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::activation::Activation;
 
     #[test]
     fn every_configuration_round_trips() {
@@ -171,6 +191,11 @@ mod tests {
                 for gate in Activation::ALL {
                     let config = config.clone().with_layers(2).with_direction(direction);
                     let config = config.with_activations(gate, gate).with_dropout(0.1);
+                    let is_both = direction == Direction::Both;
+                    let reverse = Activations { gate: Activation::Softsign, candidate: gate };
+                    let config = config
+                        .with_reverse_activations(is_both.then_some(reverse))
+                        .with_clip(is_both.then_some(0.3));
                     for readout in [None, Some(Readout::LastState), Some(Readout::EveryStep)] {
                         let text = write_config(&config, readout);
                         assert!(text.len() < MAX_LEN);
@@ -198,7 +223,6 @@ mod tests {
         check(RESETS);
         check(UPDATES);
         check(BIASES);
-        check(ACTIVATIONS);
         check(READOUTS);
     }
 
@@ -212,6 +236,9 @@ mod tests {
             ("reset=before", "reset=never", "has `never` for `reset`"),
             ("reset=before", "reset", "has the word `reset`"),
             ("dropout=0", "dropout=0 more=1", "has `more`, which is unknown"),
+            ("gate=sigmoid", "gate=softmax", "has `softmax` for `gate`: an activation is"),
+            ("head=last", "clip=0", "the clip is 0"),
+            ("head=last", "reverse-gate=tanh", "lacks `reverse-candidate`"),
             ("head=last", "head=first", "has `first` for `head`"),
             ("input=3", "input=0", "input size I is 0"),
             ("dropout=0", "dropout=NaN", "dropout is NaN"),

@@ -8,7 +8,8 @@
 //! The driver compiles a pipeline for each set of override constants that a run uses, for up to a
 //! second on a software adapter. So a value is an argument, unless one of these reasons makes it a
 //! constant. Everything else (definition, biases, padding, directions, layout, sizes, the operands'
-//! transposes) is an argument, and models of one shape share their pipelines. A kernel that loads
+//! transposes) is an argument, and models of one shape and the same activations share their
+//! pipelines. A kernel that loads
 //! four numbers at a time has a second row for rows that do not start at a multiple of four
 //! (`_scalar`): WGSL gives a binding one type.
 //!
@@ -22,7 +23,11 @@
 //! | `BLOCKS` | `persistent_forward`, `persistent_backward` | weights in registers |
 //! | `RESET_BEFORE` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | two products one after the other, or three at once |
 //! | `GATES_RZ`, `GATE_N` | `forward`, `backward` | with reset before, a step's two dispatches: sums in registers, barriers |
-//! | `EXTRAS` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | random draws and all activations double the code of a step |
+//! | `NOISE` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | random draws: half of a step's code |
+//! | `GATE`, `GATE_ALPHA`, `GATE_BETA`, `CANDIDATE`, `CANDIDATE_ALPHA`, `CANDIDATE_BETA` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | all activations together are half of a step's code, and their numbers do not fit immediates |
+//! | `CLIPS`, `GATE_LEAST`, `GATE_MOST`, `CANDIDATE_LEAST`, `CANDIDATE_MOST` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | with the activations |
+//! | `REVERSE_DIFFERS`, `REVERSE_GATE`, `REVERSE_GATE_ALPHA`, `REVERSE_GATE_BETA`, `REVERSE_GATE_LEAST`, `REVERSE_GATE_MOST` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | with the activations |
+//! | `REVERSE_CANDIDATE`, `REVERSE_CANDIDATE_ALPHA`, `REVERSE_CANDIDATE_BETA`, `REVERSE_CANDIDATE_LEAST`, `REVERSE_CANDIDATE_MOST` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | with the activations |
 //! | `HARDWARE_EXP` | `forward`, `backward`, `persistent_forward`, `persistent_backward` | the code of an exponential |
 //! | `M_THREADS`, `N_THREADS` | `matmul` | a workgroup's threads; sizes of workgroup memory |
 //! | `N_QUADS` | `matmul` | sums in registers |
@@ -206,6 +211,7 @@ macro_rules! args {
     };
 }
 
+mod activations;
 mod products;
 mod recurrence;
 mod training;
@@ -213,6 +219,7 @@ mod training;
 #[cfg(test)]
 mod tests;
 
+pub use activations::ActivationConstants;
 pub use products::{
     BLOCKS_DEPTH, BLOCKS_THREADS, COLUMN_SUM, COLUMN_SUM_BLOCK, COLUMN_SUM_LANES,
     COLUMN_SUM_THREADS, ColumnSumArgs, LARGE_DEPTH, LARGE_SIDE, MATMUL, MATMUL_BLOCKS,

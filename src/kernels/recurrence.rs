@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::activations::with_activations;
 use super::{Binding, Kernel, Workgroup};
 use crate::spec::element::ElementType;
 use crate::spec::element::ElementType::{F32, U32};
@@ -53,10 +54,6 @@ args! {
         layer,
         /// Bits of [`step_mode`].
         modes,
-        /// The code of the activation of r and z.
-        gate_activation,
-        /// The code of the activation of n.
-        candidate_activation,
         /// An output is dropped if its draw is below this.
         drop_below,
         /// Factor of the outputs that are not dropped, an f32.
@@ -89,11 +86,12 @@ pub mod step_mode {
 
 args! {
     /// The override constants of [`FORWARD`] and [`BACKWARD`], in the order of their names in WGSL.
+    /// [`ActivationConstants`](super::ActivationConstants) follow them.
     StepConstants {
         /// 1: reset before the product, so n needs every r first.
         reset_before,
-        /// 1: activations, dropout and zoneout follow the arguments; 0: σ, tanh and neither.
-        extras,
+        /// 1: dropout and zoneout follow the arguments; 0: neither.
+        noise,
         /// 1: exponentials by the adapter's own exp; 0: in plain arithmetic.
         hardware_exp,
         /// 1: computes r and z.
@@ -118,9 +116,9 @@ args! {
     }
 }
 
-const STEP_CONSTANTS: &[&str] = &[
+const STEP_CONSTANTS: [&str; 12] = [
     "RESET_BEFORE",
-    "EXTRAS",
+    "NOISE",
     "HARDWARE_EXP",
     "GATES_RZ",
     "GATE_N",
@@ -135,12 +133,12 @@ const STEP_CONSTANTS: &[&str] = &[
 
 args! {
     /// The override constants of [`PERSISTENT_FORWARD`] and [`PERSISTENT_BACKWARD`], in the order
-    /// of their names in WGSL.
+    /// of their names in WGSL. [`ActivationConstants`](super::ActivationConstants) follow them.
     PersistentConstants {
         /// 1: reset before the product, so n needs every r first.
         reset_before,
-        /// 1: activations, dropout and zoneout follow the arguments; 0: σ, tanh and neither.
-        extras,
+        /// 1: dropout and zoneout follow the arguments; 0: neither.
+        noise,
         /// 1: exponentials by the adapter's own exp; 0: in plain arithmetic.
         hardware_exp,
         /// Quads of hidden units: all of them.
@@ -156,8 +154,8 @@ args! {
     }
 }
 
-const PERSISTENT_CONSTANTS: &[&str] =
-    &["RESET_BEFORE", "EXTRAS", "HARDWARE_EXP", "UNIT_QUADS", "PARTS", "BLOCKS", "ROWS", "THREADS"];
+const PERSISTENT_CONSTANTS: [&str; 8] =
+    ["RESET_BEFORE", "NOISE", "HARDWARE_EXP", "UNIT_QUADS", "PARTS", "BLOCKS", "ROWS", "THREADS"];
 
 /// The most blocks of weights of a thread of the persistent kernels.
 pub const MAX_BLOCKS: usize = 8;
@@ -165,25 +163,22 @@ pub const MAX_BLOCKS: usize = 8;
 /// The arrays of `shaders/persistent.wgsl`: the operands of `operand_gates` gates, 36 numbers for
 /// each part of a gate; partial sums, four units to a vec4.
 fn persistent_workgroup(constants: &[u32], operand_gates: u64) -> Workgroup {
-    let constants: [u32; PERSISTENT_CONSTANTS.len()] =
-        constants.try_into().expect("one value for each name");
-    let PersistentConstants { unit_quads, parts, rows, threads, .. } = bytemuck::cast(constants);
+    let PersistentConstants { unit_quads, parts, rows, threads, .. } = own_constants(constants);
     let tile = [4 * unit_quads, rows];
     let [unit_quads, parts, rows, threads] = [unit_quads, parts, rows, threads].map(u64::from);
     let bytes = ElementType::F32.size() * rows * parts * (36 * operand_gates + 4 * 3 * unit_quads);
     Workgroup { threads, bytes, tile }
 }
 
-fn step_constants(constants: &[u32]) -> StepConstants {
-    let constants: [u32; STEP_CONSTANTS.len()] =
-        constants.try_into().expect("one value for each name");
-    bytemuck::cast(constants)
+/// Returns a kernel's own constants, in front of those of its activations.
+fn own_constants<C: Pod>(constants: &[u32]) -> C {
+    *bytemuck::from_bytes(&bytemuck::cast_slice(constants)[..size_of::<C>()])
 }
 
 /// The arrays of `shaders/single_lane.wgsl`: operands, four k to a vec4; the next operands of
 /// `operand_gates` gates; products, four units to a vec4.
 fn single_lane_workgroup(constants: &[u32], operand_gates: u64) -> Workgroup {
-    let StepConstants { unit_quads, rows, depth_quads, products, .. } = step_constants(constants);
+    let StepConstants { unit_quads, rows, depth_quads, products, .. } = own_constants(constants);
     let tile = [4 * unit_quads, rows];
     let [units, rows, depth, products] = [unit_quads, rows, depth_quads, products].map(u64::from);
     let bytes = ElementType::F32.size() * 4 * rows * (depth + (operand_gates + products) * units);
@@ -193,9 +188,8 @@ fn single_lane_workgroup(constants: &[u32], operand_gates: u64) -> Workgroup {
 /// The arrays of `shaders/lanes.wgsl`: operands, four k each; each lane's sums, four units to a
 /// vec4; both with an unused quad per row if there are row groups; the products of each unit and row.
 fn lanes_workgroup(constants: &[u32]) -> Workgroup {
-    let constants = step_constants(constants);
     let StepConstants { unit_quads, split_k, row_groups, rows, depth_quads, products, .. } =
-        constants;
+        own_constants(constants);
     let tile = [4 * unit_quads, rows * row_groups];
     let [units, lanes, groups, rows, depth, products] =
         [unit_quads, split_k, row_groups, rows, depth_quads, products].map(u64::from);
@@ -208,14 +202,14 @@ fn lanes_workgroup(constants: &[u32]) -> Workgroup {
 /// The source of a kernel that loads the weights at every step.
 macro_rules! step_source {
     ($weights:literal, $lanes:literal, $shared:literal, $kernel:literal) => {
-        kernel_source!($weights, "recurrence", $shared, "step", $lanes, $kernel)
+        kernel_source!($weights, "recurrence", $shared, "step", $lanes, $kernel, "activations")
     };
 }
 
 /// The source of a kernel that holds the weights in registers.
 macro_rules! persistent_source {
     ($weights:literal, $shared:literal, $kernel:literal) => {
-        kernel_source!($weights, "recurrence", $shared, "persistent", $kernel)
+        kernel_source!($weights, "recurrence", $shared, "persistent", $kernel, "activations")
     };
 }
 
@@ -240,7 +234,7 @@ pub static FORWARD: Kernel = Kernel {
     source: step_source!("weight_quads", "single_lane", "forward_shared", "forward"),
     bindings: &forward_bindings(Binding::read_quads("weight_hh", F32)),
     args: StepArgs::FIELDS,
-    constants: STEP_CONSTANTS,
+    constants: &with_activations::<12, 34>(STEP_CONSTANTS),
     workgroup: |constants| single_lane_workgroup(constants, 1),
 };
 
@@ -273,7 +267,7 @@ pub static PERSISTENT_FORWARD: Kernel = Kernel {
     name: "persistent_forward",
     file: "persistent_forward",
     source: persistent_source!("weight_quads", "forward_shared", "persistent_forward"),
-    constants: PERSISTENT_CONSTANTS,
+    constants: &with_activations::<8, 30>(PERSISTENT_CONSTANTS),
     workgroup: |constants| persistent_workgroup(constants, 1),
     ..FORWARD
 };
@@ -306,7 +300,7 @@ pub static BACKWARD: Kernel = Kernel {
     source: step_source!("weight_quads", "single_lane", "backward_shared", "backward"),
     bindings: &backward_bindings(Binding::read_quads("weight_hh", F32)),
     args: StepArgs::FIELDS,
-    constants: STEP_CONSTANTS,
+    constants: &with_activations::<12, 34>(STEP_CONSTANTS),
     workgroup: |constants| single_lane_workgroup(constants, 3),
 };
 
@@ -339,7 +333,7 @@ pub static PERSISTENT_BACKWARD: Kernel = Kernel {
     name: "persistent_backward",
     file: "persistent_backward",
     source: persistent_source!("weight_quads", "backward_shared", "persistent_backward"),
-    constants: PERSISTENT_CONSTANTS,
+    constants: &with_activations::<8, 30>(PERSISTENT_CONSTANTS),
     workgroup: |constants| persistent_workgroup(constants, 3),
     ..BACKWARD
 };

@@ -4,8 +4,8 @@ use super::planner::{Planner, StepRange};
 use super::products::{MAX_WORKGROUPS, product, split};
 use super::tiles::{RecurrenceKernel, StepVariant};
 use super::{BufferSlice, Dispatch, Mode, Pass, Stage, StateSlot, TrainingBuffers};
-use crate::kernels::{StepArgs, step_mode};
-use crate::spec::config::{Activation, Reset, Shape, Update};
+use crate::kernels::{ActivationConstants, StepArgs, step_mode};
+use crate::spec::config::{Reset, Shape, Update};
 use crate::spec::noise::{self, Zoneout};
 use crate::spec::params::CellRanges;
 
@@ -214,8 +214,6 @@ impl Planner<'_> {
             last_state: state(StateSlot::Last),
             layer: layer as u32,
             modes: self.step_modes(),
-            gate_activation: config.gate_activation.code(),
-            candidate_activation: config.candidate_activation.code(),
             drop_below: noise::threshold(dropout),
             drop_scale: noise::kept_scale(dropout).to_bits(),
             zoneout: Zoneout::of(config, self.mode).code(),
@@ -242,13 +240,9 @@ impl Planner<'_> {
         self.mode == Mode::Training && self.layout.config().draws()
     }
 
-    /// Returns true if the kernels of a layer need more than σ, tanh and no noise.
-    fn has_extras(&self, layer: usize) -> bool {
-        let config = self.layout.config();
-        config.gate_activation != Activation::Sigmoid
-            || config.candidate_activation != Activation::Tanh
-            || config.zoneout > 0.0
-            || self.drops(layer)
+    /// Returns true if a layer has dropout or zoneout in this run.
+    fn has_noise(&self, layer: usize) -> bool {
+        self.layout.config().zoneout > 0.0 || self.drops(layer)
     }
 
     fn drops(&self, layer: usize) -> bool {
@@ -334,8 +328,9 @@ impl Planner<'_> {
             rz: gates != Gates::Candidate,
             n: gates != Gates::ResetUpdate,
             reset_before: config.reset == Reset::Before,
-            extras: self.has_extras(layer),
+            noise: self.has_noise(layer),
             hardware_exp: self.caps.hardware_exp,
+            activations: ActivationConstants::new(config),
         };
         let groups = rows.div_ceil(kernel.rows());
         let count = args.count as usize;

@@ -1,7 +1,7 @@
 //! Checks every dispatch of every plan against its kernel's interface.
 
 use super::*;
-use crate::spec::config::{Activation, Direction, Layout};
+use crate::spec::config::{Direction, Layout};
 use crate::spec::head::Head;
 use crate::spec::optimizer::Clip;
 
@@ -160,23 +160,14 @@ fn a_run_needs_few_pipelines() {
     }
 }
 
-/// Returns every configuration of one layer's shape: definitions, biases, activations, noise,
-/// directions.
+/// Returns every configuration of one layer's shape: definitions, biases, noise, directions.
 fn definitions(input: usize, hidden: usize) -> Vec<GruConfig> {
     let mut found = Vec::new();
     for config in GruConfig::all_variants(input, hidden) {
         for direction in [Direction::Forward, Direction::Both, Direction::Reverse] {
-            for (gate, candidate) in [
-                (Activation::Sigmoid, Activation::Tanh),
-                (Activation::HardSigmoid, Activation::Tanh),
-                (Activation::Sigmoid, Activation::Relu),
-                (Activation::Tanh, Activation::Identity),
-            ] {
-                for (dropout, zoneout) in [(0.0, 0.0), (0.5, 0.0), (0.0, 0.1), (0.5, 0.1)] {
-                    let config = config.clone().with_direction(direction).with_layers(2);
-                    let config = config.with_activations(gate, candidate);
-                    found.push(config.with_dropout(dropout).with_zoneout(zoneout));
-                }
+            for (dropout, zoneout) in [(0.0, 0.0), (0.5, 0.0), (0.0, 0.1), (0.5, 0.1)] {
+                let config = config.clone().with_direction(direction).with_layers(2);
+                found.push(config.with_dropout(dropout).with_zoneout(zoneout));
             }
         }
     }
@@ -204,7 +195,7 @@ fn all_definitions_of_a_shape_share_few_pipelines() {
                 }
             }
         }
-        assert!(definitions.len() > 250, "{}", definitions.len());
+        assert!(definitions.len() > 140, "{}", definitions.len());
         assert_eq!(pipelines.len(), expected, "H {hidden}, software: {}", caps.software);
     }
 }

@@ -28,7 +28,7 @@
 use super::limits::within;
 use super::{DeviceCaps, Pass};
 use crate::error::Result;
-use crate::kernels::Kernel;
+use crate::kernels::{ActivationConstants, Kernel};
 use crate::spec::config::GruConfig;
 use crate::spec::options::Recurrence;
 
@@ -75,10 +75,11 @@ pub(super) struct StepVariant {
     pub n: bool,
     /// n needs every r first.
     pub reset_before: bool,
-    /// Other activations than σ and tanh, dropout or zoneout.
-    pub extras: bool,
+    /// Dropout or zoneout.
+    pub noise: bool,
     /// The device's own exp is exact enough.
     pub hardware_exp: bool,
+    pub activations: ActivationConstants,
 }
 
 /// The kernels of the two passes of a run.
@@ -169,9 +170,12 @@ impl RecurrenceKernel {
 
     /// Returns the values of the kernel's override constants.
     pub fn constants(self, variant: StepVariant) -> Vec<u32> {
+        let activations = variant.activations.as_u32s();
         match self {
-            Self::Step(tile) | Self::Sequence(tile) => tile.constants(variant).as_u32s().to_vec(),
-            Self::Persistent(tile) => tile.constants(variant).as_u32s().to_vec(),
+            Self::Step(tile) | Self::Sequence(tile) => {
+                [tile.constants(variant).as_u32s(), activations].concat()
+            }
+            Self::Persistent(tile) => [tile.constants(variant).as_u32s(), activations].concat(),
         }
     }
 

@@ -7,8 +7,9 @@ use ndarray::{
     Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, NdFloat, s,
 };
 
+use crate::spec::activation::ClippedActivation;
 use crate::spec::batch::step_flag;
-use crate::spec::config::{Activation, GruConfig, Reset, Update};
+use crate::spec::config::{GruConfig, Reset, Update};
 use crate::spec::noise::{DrawIndex, Noise};
 use crate::spec::params::{CellRanges, Params};
 
@@ -32,6 +33,10 @@ pub struct CellTrace<F> {
 /// z, n.
 pub(crate) struct ReferenceCell<'a, F> {
     config: &'a GruConfig,
+    /// The function of r and z.
+    gate: ClippedActivation<F>,
+    /// The function of n.
+    candidate: ClippedActivation<F>,
     ranges: CellRanges,
     /// `[3H, I]`, above the first layer `[3H, D·H]`
     weight_ih: &'a [F],
@@ -107,8 +112,12 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
     pub(crate) fn new(params: &'a Params<F>, layer: usize, direction: usize) -> Self {
         let ranges = params.layout().cell(layer, direction);
         let flat = params.as_slice();
+        let config = params.layout().config();
+        let [gate, candidate] = config.functions(direction);
         Self {
-            config: params.layout().config(),
+            config,
+            gate,
+            candidate,
             weight_ih: &flat[ranges.weight_ih.clone()],
             weight_hh: &flat[ranges.weight_hh.clone()],
             bias_ih: ranges.bias_ih.clone().map(|range| &flat[range]),
@@ -179,11 +188,6 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
         }
     }
 
-    /// Returns the activation of r and z, and the activation of n.
-    fn activations(&self) -> (Activation, Activation) {
-        (self.config.gate_activation, self.config.candidate_activation)
-    }
-
     /// Computes `gates[.., .., 0..3H] = W_ih x + b_ih`.
     pub(super) fn input_products(&self, input: ArrayView3<'_, F>, mut gates: ArrayViewMut3<'_, F>) {
         let (steps, batch, width) = input.dim();
@@ -200,19 +204,18 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
     /// that each unit keeps by zoneout. `next [H]` receives h'.
     fn step(&self, h: &[F], gates: &mut [F], zoneout: impl Fn(usize) -> F, next: &mut [F]) {
         let hidden = h.len();
-        let (gate, candidate) = self.activations();
         let [r, z, n, past] = quarters(gates);
         let recurrent =
             |k: usize, v: &[F]| dot(row(self.weight_hh, k, hidden), v) + at(self.bias_hh, k);
         for j in 0..hidden {
-            r[j] = activate(gate, r[j] + recurrent(j, h));
-            z[j] = activate(gate, z[j] + recurrent(hidden + j, h));
+            r[j] = self.gate.value(r[j] + recurrent(j, h));
+            z[j] = self.gate.value(z[j] + recurrent(hidden + j, h));
         }
         match self.config.reset {
             Reset::After => {
                 for j in 0..hidden {
                     past[j] = recurrent(2 * hidden + j, h);
-                    n[j] = activate(candidate, n[j] + r[j] * past[j]);
+                    n[j] = self.candidate.value(n[j] + r[j] * past[j]);
                 }
             }
             Reset::Before => {
@@ -220,7 +223,7 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
                     past[j] = r[j] * h[j];
                 }
                 for j in 0..hidden {
-                    n[j] = activate(candidate, n[j] + recurrent(2 * hidden + j, past));
+                    n[j] = self.candidate.value(n[j] + recurrent(2 * hidden + j, past));
                 }
             }
         }
@@ -240,7 +243,6 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
     fn step_backward(&self, h: &[F], gates: &mut [F], zoneout: impl Fn(usize) -> F, dh: &mut [F]) {
         let hidden = h.len();
         let one = F::one();
-        let (gate, candidate) = self.activations();
         let [r, z, n, past] = quarters(gates);
         for j in 0..hidden {
             let dnew = dh[j] * (one - zoneout(j));
@@ -248,8 +250,8 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
                 Update::Overwrites => (dnew * z[j], dnew * (n[j] - h[j]), dnew * (one - z[j])),
                 Update::Keeps => (dnew * (one - z[j]), dnew * (h[j] - n[j]), dnew * z[j]),
             };
-            n[j] = dn * derivative(candidate, n[j]);
-            z[j] = dz * derivative(gate, z[j]);
+            n[j] = dn * self.candidate.derivative(n[j]);
+            z[j] = dz * self.gate.derivative(z[j]);
             dh[j] = dh[j] * zoneout(j) + direct;
         }
         let weight = |gate: usize, j: usize| row(self.weight_hh, gate * hidden + j, hidden);
@@ -258,7 +260,7 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
                 for j in 0..hidden {
                     let dr = n[j] * past[j];
                     past[j] = n[j] * r[j];
-                    r[j] = dr * derivative(gate, r[j]);
+                    r[j] = dr * self.gate.derivative(r[j]);
                 }
                 for j in 0..hidden {
                     add_scaled(dh, past[j], weight(2, j));
@@ -271,7 +273,7 @@ impl<'a, F: NdFloat> ReferenceCell<'a, F> {
                 }
                 for j in 0..hidden {
                     dh[j] += drh[j] * r[j];
-                    r[j] = drh[j] * h[j] * derivative(gate, r[j]);
+                    r[j] = drh[j] * h[j] * self.gate.derivative(r[j]);
                 }
             }
         }
@@ -333,42 +335,8 @@ pub(super) fn row_at_mut<'a, F>(
     &mut array.as_slice_mut().expect("standard layout")[first..first + width]
 }
 
-pub(crate) fn activate<F: NdFloat>(kind: Activation, a: F) -> F {
-    let (zero, one) = (F::zero(), F::one());
-    match kind {
-        Activation::Sigmoid => one / (one + (-a).exp()),
-        Activation::Tanh => a.tanh(),
-        Activation::Relu if a < zero => zero,
-        Activation::Relu | Activation::Identity => a,
-        Activation::HardSigmoid => match fraction::<F>(5) * a + fraction(2) {
-            line if line < zero => zero,
-            line if line > one => one,
-            line => line,
-        },
-    }
-}
-
-/// Returns the derivative of an activation from the activation's value.
-fn derivative<F: NdFloat>(kind: Activation, value: F) -> F {
-    let (zero, one) = (F::zero(), F::one());
-    match kind {
-        Activation::Sigmoid => value * (one - value),
-        Activation::Tanh => one - value * value,
-        Activation::Relu if value > zero => one,
-        Activation::Relu => zero,
-        Activation::HardSigmoid if value > zero && value < one => fraction(5),
-        Activation::HardSigmoid => zero,
-        Activation::Identity => one,
-    }
-}
-
 fn float<F: NdFloat>(value: f32) -> F {
     F::from(value).expect("every f32 is a float")
-}
-
-/// Returns 1 / `n`.
-fn fraction<F: NdFloat>(n: u8) -> F {
-    F::one() / F::from(n).expect("every small number is a float")
 }
 
 fn dot<F: NdFloat>(a: &[F], b: &[F]) -> F {

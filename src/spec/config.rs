@@ -1,5 +1,8 @@
 //! [`GruConfig`], the definition of a GRU, and [`Shape`], the sizes of a run.
 
+use ndarray::NdFloat;
+
+use super::activation::{Activation, Activations, ClippedActivation};
 use crate::error::{Error, Result, checked_len};
 
 /// The largest number of layers, far more than any trainable model has. A mistaken number is
@@ -37,54 +40,6 @@ pub enum Update {
     ///
     /// Cho et al. 2014, PyTorch, cuDNN, Keras, ONNX.
     Keeps,
-}
-
-/// The activation function of a gate or of the candidate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
-#[non_exhaustive]
-pub enum Activation {
-    /// σ(a) = 1 / (1 + e^−a), the default of the gates.
-    Sigmoid,
-    /// tanh(a), the default of the candidate.
-    Tanh,
-    /// max(a, 0), with derivative 0 at 0. RNNoise uses it for the candidate.
-    Relu,
-    /// a / 5 + 1/2, clamped to 0..1: the hard sigmoid of Keras 2 and ONNX's defaults. (PyTorch and
-    /// Keras 3 divide by 6.)
-    HardSigmoid,
-    /// a, unchanged.
-    Identity,
-}
-
-impl Activation {
-    /// All activations.
-    pub const ALL: [Self; 5] =
-        [Self::Sigmoid, Self::Tanh, Self::Relu, Self::HardSigmoid, Self::Identity];
-
-    /// Returns the number of this activation in `shaders/common.wgsl`.
-    pub fn code(self) -> u32 {
-        match self {
-            Self::Sigmoid => 0,
-            Self::Tanh => 1,
-            Self::Relu => 2,
-            Self::HardSigmoid => 3,
-            Self::Identity => 4,
-        }
-    }
-}
-
-impl std::fmt::Display for Activation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Sigmoid => "sigmoid",
-            Self::Tanh => "tanh",
-            Self::Relu => "relu",
-            Self::HardSigmoid => "hard sigmoid",
-            Self::Identity => "identity",
-        })
-    }
 }
 
 /// The direction in which a layer runs over the steps.
@@ -167,12 +122,16 @@ pub struct GruConfig {
     /// The direction of every layer.
     #[cfg_attr(feature = "serde", serde(default))]
     pub direction: Direction,
-    /// The activation of r and z.
-    #[cfg_attr(feature = "serde", serde(default = "sigmoid"))]
-    pub gate_activation: Activation,
-    /// The activation of the candidate n.
-    #[cfg_attr(feature = "serde", serde(default = "tanh"))]
-    pub candidate_activation: Activation,
+    /// The activations of the gates and of the candidate.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub activations: Activations,
+    /// The activations of the reverse direction of [`Direction::Both`], if they differ.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub reverse_activations: Option<Activations>,
+    /// Clamps the pre-activation of every gate and candidate to −clip..clip, as ONNX's `clip`. Its
+    /// gradient is 0 at and beyond the ends.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub clip: Option<f32>,
     /// The probability p of dropout, while training: an element of a layer's output reaches the
     /// next layer as 0 with probability p, otherwise divided by 1 − p. The last layer's output has
     /// no dropout, as in PyTorch.
@@ -199,8 +158,9 @@ impl GruConfig {
             bias: Bias::One,
             layers: 1,
             direction: Direction::Forward,
-            gate_activation: Activation::Sigmoid,
-            candidate_activation: Activation::Tanh,
+            activations: Activations::default(),
+            reverse_activations: None,
+            clip: None,
             dropout: 0.0,
             zoneout: 0.0,
         }
@@ -247,7 +207,8 @@ impl GruConfig {
         Self { direction, ..self }
     }
 
-    /// Sets the activation of r and z to `gate`, and the activation of n to `candidate`.
+    /// Sets the activation of r and z to `gate`, and the activation of n to `candidate`, for both
+    /// directions.
     ///
     /// ```
     /// use gru_wgpu::{Activation, GruConfig};
@@ -257,7 +218,20 @@ impl GruConfig {
     /// ```
     #[must_use]
     pub fn with_activations(self, gate: Activation, candidate: Activation) -> Self {
-        Self { gate_activation: gate, candidate_activation: candidate, ..self }
+        let activations = Activations { gate, candidate };
+        Self { activations, reverse_activations: None, ..self }
+    }
+
+    /// Sets the activations of the reverse direction. `None`: those of the forward direction.
+    #[must_use]
+    pub fn with_reverse_activations(self, reverse_activations: Option<Activations>) -> Self {
+        Self { reverse_activations, ..self }
+    }
+
+    /// Sets the clip of the pre-activations.
+    #[must_use]
+    pub fn with_clip(self, clip: Option<f32>) -> Self {
+        Self { clip, ..self }
     }
 
     /// Sets the probability of dropout between layers, 0 ≤ p < 1.
@@ -290,6 +264,13 @@ impl GruConfig {
     /// Returns true if training runs draw random numbers and so need a seed.
     pub(crate) fn draws(&self) -> bool {
         self.dropout > 0.0 || self.zoneout > 0.0
+    }
+
+    /// Returns the functions of a direction: of r and z, and of n.
+    pub(crate) fn functions<F: NdFloat>(&self, direction: usize) -> [ClippedActivation<F>; 2] {
+        let reverse = self.reverse_activations.filter(|_| direction == 1);
+        let Activations { gate, candidate } = reverse.unwrap_or(self.activations);
+        [gate, candidate].map(|activation| ClippedActivation::new(activation, self.clip))
     }
 
     /// Returns D: 2 if each layer runs in both directions, else 1.
@@ -343,11 +324,13 @@ impl GruConfig {
     }
 
     /// Checks the configuration: no size is 0, the number of parameters does not overflow, there
-    /// are at most 1024 layers, and dropout and zoneout are probabilities below 1.
+    /// are at most 1024 layers, dropout and zoneout are probabilities below 1, and the numbers of
+    /// the activations and the clip are in range.
     ///
     /// # Errors
     /// [`Error::ZeroSize`], [`Error::Overflow`], [`Error::Setting`], [`Error::Probability`], or
-    /// [`Error::Conflict`] for dropout in a model with a single layer.
+    /// [`Error::Conflict`] for dropout in a model with a single layer, and for activations of the
+    /// reverse direction in a model with a single direction.
     pub fn validate(&self) -> Result<()> {
         for (what, size) in [
             ("the input size I", self.input_size),
@@ -370,6 +353,21 @@ impl GruConfig {
             if !(0.0..1.0).contains(&p) {
                 return Err(Error::Probability { what, got: p.to_string() });
             }
+        }
+        let of_both = self.reverse_activations;
+        for Activations { gate, candidate } in [self.activations].into_iter().chain(of_both) {
+            gate.validate()?;
+            candidate.validate()?;
+        }
+        let is_valid = |&clip: &f32| clip > 0.0 && clip.is_finite();
+        if let Some(clip) = self.clip.filter(|clip| !is_valid(clip)) {
+            return Err(Error::setting("the clip", clip, "a finite number above 0"));
+        }
+        if self.reverse_activations.is_some() && self.direction != Direction::Both {
+            return Err(Error::Conflict {
+                what: "activations of the reverse direction and a single direction",
+                why: "they are for Direction::Both; set the activations of the one direction",
+            });
         }
         if self.dropout > 0.0 && self.layers == 1 {
             return Err(Error::Conflict {
@@ -406,11 +404,19 @@ impl std::fmt::Display for GruConfig {
             Direction::Reverse => write!(f, ", reverse")?,
             Direction::Both => write!(f, ", both directions")?,
         }
-        if self.gate_activation != Activation::Sigmoid {
-            write!(f, ", {} gates", self.gate_activation)?;
+        let Activations { gate, candidate } = self.activations;
+        for (activation, default, what) in
+            [(gate, Activation::Sigmoid, "gates"), (candidate, Activation::Tanh, "candidate")]
+        {
+            if activation != default {
+                write!(f, ", {activation} {what}")?;
+            }
         }
-        if self.candidate_activation != Activation::Tanh {
-            write!(f, ", {} candidate", self.candidate_activation)?;
+        if let Some(Activations { gate, candidate }) = self.reverse_activations {
+            write!(f, ", in reverse {gate} gates and {candidate} candidate")?;
+        }
+        if let Some(clip) = self.clip {
+            write!(f, ", clip {clip}")?;
         }
         for (what, p) in [("dropout", self.dropout), ("zoneout", self.zoneout)] {
             if p != 0.0 {
@@ -421,21 +427,10 @@ impl std::fmt::Display for GruConfig {
     }
 }
 
-/// The serde default of `layers`. This and the next two defaults are the values of
-/// [`GruConfig::new`].
+/// The serde default of `layers`.
 #[cfg(feature = "serde")]
 fn one_layer() -> usize {
     1
-}
-
-#[cfg(feature = "serde")]
-fn sigmoid() -> Activation {
-    Activation::Sigmoid
-}
-
-#[cfg(feature = "serde")]
-fn tanh() -> Activation {
-    Activation::Tanh
 }
 
 /// The order of the axes T and B in x, y, their gradients and the reset mask. States are

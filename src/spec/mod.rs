@@ -2,6 +2,7 @@
 //!
 //! Nothing here computes on a device, opens a file or starts a thread.
 
+pub(crate) mod activation;
 pub(crate) mod batch;
 pub(crate) mod chunk;
 pub(crate) mod config;

@@ -35,6 +35,8 @@ class Case:
     direction: str = "forward"  # or reverse, or both
     gate: str = "sigmoid"
     candidate: str = "tanh"
+    reverse: list = None  # gate and candidate of the reverse direction, if they differ
+    clip: float = None  # of the pre-activations
     lengths: list = None  # of each row
     resets: list = dataclasses.field(default_factory=list)  # [step, row]: the row is cut before this step
     dropout: float = 0
@@ -56,21 +58,36 @@ class Case:
 
     def torch_has_it(self):
         plain = (self.reset, self.update, self.gate, self.candidate) == ("after", "keeps", "sigmoid", "tanh")
+        plain = plain and not self.reverse and not self.clip
         return plain and self.direction != "reverse" and self.bias != "one" and not self.dropout and not self.zoneout
 
 
-def hard_sigmoid(a):
-    line = a / 5 + 0.5
-    return np.where(line.real < 0, 0, np.where(line.real > 1, 1, line))
+def clamp(a, least, most):
+    return np.where(a.real < least, least, np.where(a.real > most, most, a))
 
 
 ACTIVATIONS = {  # of real and of complex numbers
     "sigmoid": lambda a: 1 / (1 + np.exp(-a)),
     "tanh": np.tanh,
     "relu": lambda a: np.where(a.real > 0, a, 0),
-    "hard sigmoid": hard_sigmoid,
     "identity": lambda a: a,
+    "hard-sigmoid": lambda a, alpha, beta: clamp(alpha * a + beta, 0, 1),
+    "affine": lambda a, alpha, beta: alpha * a + beta,
+    "scaled-tanh": lambda a, alpha, beta: alpha * np.tanh(beta * a),
+    "leaky-relu": lambda a, alpha: np.where(a.real < 0, alpha * a, a),
+    "thresholded-relu": lambda a, alpha: np.where(a.real > alpha, a, 0),
+    "elu": lambda a, alpha: np.where(a.real < 0, alpha * (np.exp(a) - 1), a),
+    "softsign": lambda a: a / (1 + np.where(a.real < 0, -a, a)),
+    "softplus": lambda a: np.log(1 + np.exp(a)),
 }
+
+
+def activation(text, clip):
+    """The function of a name such as `elu(0.5)`, with numbers in single precision, of clipped pre-activations."""
+    name, _, numbers = text.rstrip(")").partition("(")
+    numbers = [float(np.float32(number)) for number in numbers.split(",") if number]
+    bound = float(np.float32(clip)) if clip else np.inf
+    return lambda a: ACTIVATIONS[name](clamp(a, -bound, bound), *numbers)
 
 
 def philox(c, key):
@@ -95,8 +112,9 @@ def cell(case, p, name, x, h, restart):
     w_hr, w_hz, w_hn = np.split(p[f"weight_hh{name}"], 3)
     b_ir, b_iz, b_in = np.split(p.get(f"bias_ih{name}", np.zeros(3 * H)), 3)
     b_hr, b_hz, b_hn = np.split(p.get(f"bias_hh{name}", np.zeros(3 * H)), 3)
-    f, g = ACTIVATIONS[case.gate], ACTIVATIONS[case.candidate]
     reverse, layer = name.endswith("_reverse"), int(name[2])
+    pair = case.reverse if reverse and case.reverse else (case.gate, case.candidate)
+    f, g = (activation(text, case.clip) for text in pair)
     first_unit = H if reverse and case.direction == "both" else 0
     y = np.zeros((T, B, H), complex)
     for t in reversed(range(T)) if reverse else range(T):
@@ -260,7 +278,7 @@ made += [make(rng, reset, update, "two", 2, "both") for reset, update, bias in v
 made += [make(rng, "after", "keeps", "two", 3, "forward"), make(rng, "after", "keeps", "none", 1, "both")]
 made += [
     make(rng, "before", "keeps", "two", 2, "forward", "sigmoid", "relu"),
-    make(rng, "after", "overwrites", "two", 1, "both", "hard sigmoid", "tanh"),
+    make(rng, "after", "overwrites", "two", 1, "both", "hard-sigmoid(0.2,0.5)", "tanh"),
     make(rng, "before", "overwrites", "one", 1, "forward", "tanh", "identity"),
 ]
 made += [
@@ -289,6 +307,13 @@ made += [
     make(rng, "before", "keeps", "two", 2, "reverse", lengths=[2, T]),
     make(rng, "after", "keeps", "none", 1, "reverse", resets=[[2, 0], [1, 1]]),
     make(rng, "before", "overwrites", "one", 2, "reverse", dropout=0.5, zoneout=0.25),
+]
+made += [
+    make(rng, "before", "keeps", "two", 1, "both", "sigmoid", "tanh", clip=0.6),
+    make(rng, "after", "overwrites", "one", 2, "forward", "hard-sigmoid(0.3,0.4)", "elu(0.7)", clip=1.1),
+    make(rng, "after", "keeps", "two", 1, "both", "softsign", "scaled-tanh(1.7,0.6)", ["sigmoid", "leaky-relu(0.1)"]),
+    make(rng, "before", "overwrites", "two", 2, "both", "sigmoid", "softplus", ["affine(0.2,0.5)", "tanh"], lengths=[3, 2]),
+    make(rng, "before", "keeps", "two", 1, "reverse", "sigmoid", "thresholded-relu(0.2)", clip=0.9),
 ]
 torch_cases = [case for case, by_torch in made if by_torch]
 equation_cases = [case for case, by_torch in made if not by_torch]

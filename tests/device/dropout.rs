@@ -83,7 +83,7 @@ fn dropout_keeps_the_expectation() {
     let config = GruConfig::new(2, 3)
         .with_layers(2)
         .with_dropout(0.3)
-        .with_activations(gru_wgpu::Activation::Sigmoid, gru_wgpu::Activation::Identity);
+        .with_activations(gru_wgpu::Activation::Sigmoid, gru_wgpu::Activation::IDENTITY);
     let gru = Gru::new(config, Init::Uniform, 1, crate::common::adapter()).unwrap();
     let x = Array3::ones((1, 4096, 2)); // every row draws for itself
     let drawn = gru.forward_train(Batch::new(x.view()).with_seed(3)).unwrap().0.y;

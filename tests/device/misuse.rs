@@ -16,11 +16,12 @@ use crate::common::{adapter, open_adapter, random3};
 use gru_wgpu::formats::{self, Cell, npy, npz, onnx, pytorch, safetensors};
 use gru_wgpu::plan::{self, DeviceCaps, Limits, Mode, Plan};
 use gru_wgpu::{
-    Activation, Batch, Bias, Buffers, Checkpoint, Clip, DataFingerprint, DataFingerprints, Device,
-    DeviceKind, Direction, Error, Evaluation, Example, Gru, GruConfig, Head, Init, Layout, Learner,
-    LearnerConfig, Loss, Network, Optimizer, OptimizerState, Order, OutputMut, ParamLayout, Params,
-    Readout, Recurrence, Reset, RunOptions, Schedule, SequenceWindows, Shape, Target, TargetArray,
-    Targets, Trainer, TrainerConfig, TrainingBatch, Update, check, reference, wgpu,
+    Activation, Activations, Batch, Bias, Buffers, Checkpoint, Clip, DataFingerprint,
+    DataFingerprints, Device, DeviceKind, Direction, Error, Evaluation, Example, Gru, GruConfig,
+    Head, Init, Layout, Learner, LearnerConfig, Loss, Network, Optimizer, OptimizerState, Order,
+    OutputMut, ParamLayout, Params, Readout, Recurrence, Reset, RunOptions, Schedule,
+    SequenceWindows, Shape, Target, TargetArray, Targets, Trainer, TrainerConfig, TrainingBatch,
+    Update, check, reference, wgpu,
 };
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, IxDyn, s};
 use pollster::block_on;
@@ -158,6 +159,23 @@ fn values(t: &mut Table) {
     );
     t.plain("GruConfig::with_activations Activation::code", "each", || {
         Activation::ALL.map(|a| (config().with_activations(a, a), a.code()))
+    });
+    for alpha in [f32::NAN, f32::INFINITY, -1.0] {
+        let leaky = Activation::LeakyRelu { alpha };
+        t.row("GruConfig::with_activations", "no valid α", Refused, || {
+            config().with_activations(Activation::Sigmoid, leaky).validate()
+        });
+        t.row("GruConfig::with_reverse_activations", "no valid α", Refused, || {
+            let reverse = Activations { gate: leaky, candidate: Activation::Tanh };
+            let config = config().with_direction(Direction::Both);
+            config.with_reverse_activations(Some(reverse)).validate()
+        });
+        t.row("GruConfig::with_clip", "no bound", Refused, || {
+            config().with_clip(Some(alpha)).validate()
+        });
+    }
+    t.row("GruConfig::with_reverse_activations", "of one direction", Refused, || {
+        config().with_reverse_activations(Some(Activations::default())).validate()
     });
     for p in [f32::NAN, f32::INFINITY, -1.0, 1.0] {
         t.row("GruConfig::with_dropout", "no probability", Refused, || {

@@ -12,8 +12,8 @@ use std::fmt;
 use crate::common::{adapter, rng};
 use gru_wgpu::check::TOLERANCE;
 use gru_wgpu::{
-    Activation, Batch, Bias, Device, Direction, Error, Gru, GruConfig, Init, Layout, Params,
-    Recurrence, Reset, RunOptions, Update, reference,
+    Activation, Activations, Batch, Bias, Device, Direction, Error, Gru, GruConfig, Init, Layout,
+    Params, Recurrence, Reset, RunOptions, Update, reference,
 };
 use ndarray::{Array2, Array3, ArrayViewD, Axis, Dimension, s};
 use proptest::prelude::*;
@@ -29,6 +29,9 @@ struct RandomCase {
     bias: Bias,
     /// Activations of the gates and of the candidate.
     activations: [Activation; 2],
+    /// Other activations of the reverse direction.
+    reverse: Option<[Activation; 2]>,
+    clip: Option<f32>,
     layers: usize,
     direction: Direction,
     dropout: f32,
@@ -55,6 +58,8 @@ const KNOWN: [RandomCase; 2] = [
         update: Update::Overwrites,
         bias: Bias::One,
         activations: [Activation::Sigmoid, Activation::Tanh],
+        reverse: None,
+        clip: None,
         layers: 2,
         direction: Direction::Both,
         dropout: 0.3,
@@ -74,6 +79,8 @@ const KNOWN: [RandomCase; 2] = [
         update: Update::Keeps,
         bias: Bias::Two,
         activations: [Activation::Sigmoid, Activation::Tanh],
+        reverse: None,
+        clip: None,
         layers: 1,
         direction: Direction::Reverse,
         dropout: 0.0,
@@ -94,6 +101,7 @@ const KNOWN: [RandomCase; 2] = [
 impl fmt::Debug for RandomCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { reset, update, bias, activations: [gate, candidate], .. } = self;
+        let Self { reverse, clip, .. } = self;
         let Self { layers, direction, dropout, zoneout, sizes, layout, .. } = self;
         let Self { lengths, resets, given, recurrence, recompute, poisoned, seed, .. } = self;
         write!(
@@ -102,7 +110,8 @@ impl fmt::Debug for RandomCase {
         )?;
         write!(
             f,
-            "activations: [Activation::{gate:?}, Activation::{candidate:?}], layers: {layers}, "
+            "activations: [{gate:?}, {candidate:?}], reverse: {reverse:?}, clip: {clip:?}, \
+             layers: {layers}, "
         )?;
         write!(
             f,
@@ -117,13 +126,15 @@ impl fmt::Debug for RandomCase {
 /// Any case. An adapter compiles kernels for each variant and each kind of size, so common ones
 /// come often, but every one can come.
 fn cases() -> impl Strategy<Value = RandomCase> {
+    let any_activation = || select(&Activation::ALL[..]);
+    let clip = proptest::option::of(select(&[0.3_f32, 1.25][..]));
     let variant = (
         select(&[Reset::Before, Reset::After][..]),
         select(&[Update::Overwrites, Update::Keeps][..]),
         select(&[Bias::None, Bias::One, Bias::Two][..]),
         prop_oneof![
-            9 => Just([Activation::Sigmoid, Activation::Tanh]),
-            1 => [select(&Activation::ALL[..]), select(&Activation::ALL[..])],
+            9 => Just(([Activation::Sigmoid, Activation::Tanh], None, None)),
+            1 => ([any_activation(), any_activation()], proptest::option::of([any_activation(), any_activation()]), clip),
         ],
     );
     let form = (
@@ -153,7 +164,7 @@ fn cases() -> impl Strategy<Value = RandomCase> {
         any::<u32>(),
     );
     (variant, form, run, way).prop_map(|(variant, form, run, way)| {
-        let (reset, update, bias, activations) = variant;
+        let (reset, update, bias, (activations, reverse, clip)) = variant;
         let (layers, direction, dropout, zoneout) = form;
         let ([mut steps, batch, input], hidden, layout, [lengths, resets], mut given) = run;
         let (recurrence, [recompute, poisoned], seed) = way;
@@ -161,7 +172,8 @@ fn cases() -> impl Strategy<Value = RandomCase> {
         // bounded.
         let step = batch * hidden * (input + hidden) * layers * direction.count();
         steps = steps.min((100_000 / step).max(1));
-        if activations.iter().any(|a| matches!(a, Activation::Relu | Activation::Identity)) {
+        let reverse = reverse.filter(|_| direction == Direction::Both);
+        if activations.iter().chain(reverse.iter().flatten()).any(|&a| !is_bounded(a)) {
             steps = steps.min(5);
         }
         // A backward pass needs a gradient to start from.
@@ -171,6 +183,8 @@ fn cases() -> impl Strategy<Value = RandomCase> {
             update,
             bias,
             activations,
+            reverse,
+            clip,
             layers,
             direction,
             dropout: if layers > 1 { dropout } else { 0.0 },
@@ -186,6 +200,11 @@ fn cases() -> impl Strategy<Value = RandomCase> {
             seed: seed.into(),
         }
     })
+}
+
+fn is_bounded(activation: Activation) -> bool {
+    use Activation::{HardSigmoid, ScaledTanh, Sigmoid, Softsign, Tanh};
+    matches!(activation, Sigmoid | Tanh | HardSigmoid { .. } | ScaledTanh { .. } | Softsign)
 }
 
 /// The largest fraction of the tolerance, and what is wrong.
@@ -238,6 +257,10 @@ impl RandomCase {
             .with_layers(self.layers)
             .with_direction(self.direction)
             .with_activations(gate, candidate)
+            .with_reverse_activations(
+                self.reverse.map(|[gate, candidate]| Activations { gate, candidate }),
+            )
+            .with_clip(self.clip)
             .with_dropout(self.dropout)
             .with_zoneout(self.zoneout)
     }

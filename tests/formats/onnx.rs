@@ -132,28 +132,40 @@ fn activations_take_their_own_alpha_and_beta() {
         let gru = node("GRU", &["x", "W", "R"], &["y"], &attributes);
         let model = onnx::read(Cursor::new(&model(&[gru], &weights())), &onnx::OnnxOptions::new())?;
         let config = model.params.layout().config().clone();
-        Ok::<_, Error>([config.gate_activation, config.candidate_activation])
+        Ok::<_, Error>([config.activations.gate, config.activations.candidate])
     };
-    use Activation::{HardSigmoid, Identity, Relu, Sigmoid, Tanh};
+    use Activation::{Affine, Elu, HardSigmoid, LeakyRelu, Relu, ScaledTanh, Sigmoid, Softplus};
+    use Activation::{Softsign, Tanh, ThresholdedRelu};
     assert_eq!(read(&["Sigmoid", "Relu"], &[], &[]).unwrap(), [Sigmoid, Relu]);
     assert_eq!(read(&["SIGMOID", "tanh"], &[], &[]).unwrap(), [Sigmoid, Tanh]);
-    assert_eq!(read(&["HardSigmoid", "Tanh"], &[], &[]).unwrap(), [HardSigmoid, Tanh]);
+    assert_eq!(read(&["Softsign", "SoftPlus"], &[], &[]).unwrap(), [Softsign, Softplus]);
     assert_eq!(
-        read(&["HardSigmoid", "Affine"], &[0.2, 1.0], &[0.5, 0.0]).unwrap(),
-        [HardSigmoid, Identity]
+        read(&["HardSigmoid", "LeakyRelu"], &[], &[]).unwrap(),
+        [HardSigmoid { alpha: 0.2, beta: 0.5 }, LeakyRelu { alpha: 0.01 }]
     );
-    assert_eq!(read(&["Sigmoid", "ScaledTanh"], &[1.0], &[1.0]).unwrap(), [Sigmoid, Tanh]);
-    for (names, alphas, betas) in [
-        (["HardSigmoid", "Affine"], &[1.0, 0.2][..], &[0.0, 0.5][..]),
-        (["Sigmoid", "ScaledTanh"], &[1.7159], &[0.6667]),
-        (["HardSigmoid", "Tanh"], &[0.2], &[0.6]),
-        // ONNX does not define defaults for these.
-        (["HardSigmoid", "Affine"], &[], &[]),
-        (["Sigmoid", "ScaledTanh"], &[], &[]),
-        (["Sigmoid", "LeakyRelu"], &[0.1], &[]),
+    assert_eq!(
+        read(&["HardSigmoid", "Affine"], &[0.3, 2.0], &[0.4, 0.1]).unwrap(),
+        [HardSigmoid { alpha: 0.3, beta: 0.4 }, Affine { alpha: 2.0, beta: 0.1 }]
+    );
+    // A function takes only the numbers that it has.
+    assert_eq!(
+        read(&["LeakyRelu", "ScaledTanh"], &[0.3, 2.0], &[0.4]).unwrap(),
+        [LeakyRelu { alpha: 0.3 }, ScaledTanh { alpha: 2.0, beta: 0.4 }]
+    );
+    assert_eq!(
+        read(&["ThresholdedRelu", "Elu"], &[0.3], &[0.4]).unwrap(),
+        [ThresholdedRelu { alpha: 0.3 }, Elu { alpha: 1.0 }]
+    );
+    for (names, alphas, betas, expected) in [
+        (["HardSigmoid", "Affine"], &[][..], &[][..], "Affine needs an activation_alpha and an"),
+        (["Sigmoid", "ScaledTanh"], &[1.0], &[], "ScaledTanh needs"),
+        (["Sigmoid", "ThresholdedRelu"], &[], &[], "ThresholdedRelu needs an activation_alpha: "),
+        (["Sigmoid", "LeakyRelu"], &[-0.1], &[], "leaky-relu(-0.1)"),
+        (["Sigmoid", "Elu"], &[f32::NAN], &[], "elu(NaN)"),
+        (["Sigmoid", "Softmax"], &[], &[], "the activation `Softmax` is not supported"),
     ] {
         let error = read(&names, alphas, betas).unwrap_err().to_string();
-        assert!(error.ends_with("is not supported"), "{error}");
+        assert!(error.contains(expected), "{error}");
     }
 }
 
@@ -382,7 +394,7 @@ fn errors_in_unrequested_nodes_are_ignored() {
     let whole = two_layers(&[text, way], &[]);
     assert_eq!(listed(&whole), ["a", "c"]);
     onnx::read(Cursor::new(&whole), &onnx::OnnxOptions::new().with_node("c")).unwrap();
-    let clipped = node("GRU", &["x", "W", "R"], &["d"], &[attribute("clip", float(2, 1.0))]);
+    let clipped = node("GRU", &["x", "W", "R"], &["d"], &[attribute("clip", float(2, -1.0))]);
     let whole = two_layers(&[squeeze("a", "b"), clipped], &[]);
     assert_eq!(listed(&whole), ["a..c", "d"]);
     assert_eq!(
@@ -395,7 +407,7 @@ fn errors_in_unrequested_nodes_are_ignored() {
     let error = onnx::read(Cursor::new(&whole), &onnx::OnnxOptions::new().with_node("d"))
         .unwrap_err()
         .to_string();
-    assert!(error.contains("the GRU node `d`: a clip (1e0) is not supported"), "{error}");
+    assert!(error.contains("the GRU node `d`: the clip is -1"), "{error}");
 }
 
 /// An attribute of another type than in ONNX would be read as 0.

@@ -8,8 +8,8 @@ use crate::common::{assert_close, random3, within};
 use gru_wgpu::formats::safetensors::{self, SafetensorsOptions};
 use gru_wgpu::formats::{npy, npz, onnx};
 use gru_wgpu::{
-    Activation, Device, Direction, Error, Gru, GruConfig, Head, Init, ParamLayout, Params, Reset,
-    Update, reference,
+    Activation, Activations, Device, Direction, Error, Gru, GruConfig, Head, Init, ParamLayout,
+    Params, Reset, Update, reference,
 };
 use ndarray::{Array3, ShapeBuilder, s};
 use tempfile::TempDir;
@@ -23,9 +23,14 @@ fn models() -> Vec<Params> {
             configs.extend(variants.map(|c| c.with_direction(direction).with_layers(layers)));
         }
     }
-    for gate in [Activation::Sigmoid, Activation::HardSigmoid] {
+    for gate in [Activation::Sigmoid, Activation::HARD_SIGMOID_PYTORCH] {
         for candidate in Activation::ALL {
-            configs.push(GruConfig::new(2, 3).with_activations(gate, candidate));
+            let config = GruConfig::new(2, 3).with_activations(gate, candidate);
+            let reverse = Activations { gate: Activation::HARD_SIGMOID_ONNX, candidate };
+            configs.push(config.clone());
+            configs.push(config.clone().with_clip(Some(0.7)));
+            let config = config.with_direction(Direction::Both);
+            configs.push(config.with_reverse_activations(Some(reverse)));
         }
     }
     configs.push(GruConfig::pytorch(1, 1).with_layers(2).with_dropout(0.25));

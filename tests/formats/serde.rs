@@ -4,9 +4,9 @@
 use std::fmt::Debug;
 
 use gru_wgpu::{
-    Activation, Adam, Bias, Clip, DeviceKind, Direction, Error, GruConfig, Head, Init, Layout,
-    LearnerConfig, Loss, Optimizer, Order, Readout, Recurrence, Reset, RunOptions, Schedule,
-    TrainerConfig, Update,
+    Activation, Activations, Adam, Bias, Clip, DeviceKind, Direction, Error, GruConfig, Head, Init,
+    Layout, LearnerConfig, Loss, Optimizer, Order, Readout, Recurrence, Reset, RunOptions,
+    Schedule, TrainerConfig, Update,
 };
 use serde_json::{Value, json};
 
@@ -44,7 +44,19 @@ fn words() {
         (Direction::Both, json!("both")),
     ]);
     check(&[(Layout::TimeMajor, json!("time-major")), (Layout::BatchFirst, json!("batch-first"))]);
-    let activations = ["sigmoid", "tanh", "relu", "hard-sigmoid", "identity"];
+    let activations = [
+        "sigmoid",
+        "tanh",
+        "relu",
+        "hard-sigmoid(0.2,0.5)",
+        "identity",
+        "scaled-tanh(1.7159,0.6666667)",
+        "leaky-relu(0.01)",
+        "thresholded-relu(1)",
+        "elu(1)",
+        "softsign",
+        "softplus",
+    ];
     check(&std::iter::zip(Activation::ALL, activations.map(Value::from)).collect::<Vec<_>>());
     check(&[
         (Recurrence::Auto, json!("auto")),
@@ -113,6 +125,13 @@ fn structures() {
                 there_and_back(
                     &config
                         .with_activations(gate, gate)
+                        .with_reverse_activations(
+                            (direction == Direction::Both).then_some(Activations {
+                                gate: Activation::Softsign,
+                                candidate: gate,
+                            }),
+                        )
+                        .with_clip(Some(0.1))
                         .with_dropout(dropout)
                         .with_zoneout(zoneout),
                 );

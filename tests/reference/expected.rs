@@ -4,8 +4,8 @@
 use crate::common::assert_close;
 use gru_wgpu::check::{TOLERANCE, Tolerance};
 use gru_wgpu::{
-    Activation, Batch, Bias, Device, Direction, Gradients, Gru, GruConfig, Layout, Output, Params,
-    Reset, State, Update, reference,
+    Activation, Activations, Batch, Bias, Device, Direction, Gradients, Gru, GruConfig, Layout,
+    Output, Params, Reset, State, Update, reference,
 };
 use ndarray::{Array2, Array3, ArrayD, ArrayView3, Axis, IxDyn, NdFloat, concatenate, s};
 use serde_json::Value;
@@ -24,9 +24,9 @@ impl ExpectedCase {
         let files = [include_str!("../data/pytorch.json"), include_str!("../data/equations.json")];
         let cases: Vec<_> = files.iter().flat_map(|text| ExpectedCase::parse(text)).collect();
         // Every variant once, each of the four once stacked in both directions, two more of
-        // PyTorch's, three with other activations, each of the four with lengths, five with resets,
+        // PyTorch's, eight with other activations, each of the four with lengths, five with resets,
         // six with dropout or zoneout, two in chunks, and three in reverse alone.
-        assert_eq!(cases.len(), 12 + 4 + 2 + 3 + 4 + 5 + 6 + 2 + 3);
+        assert_eq!(cases.len(), 12 + 4 + 2 + 8 + 4 + 5 + 6 + 2 + 3);
         cases
     }
 
@@ -65,6 +65,11 @@ impl ExpectedCase {
                         other => panic!("{other}"),
                     })
                     .with_activations(activation(&json["gate"]), activation(&json["candidate"]))
+                    .with_reverse_activations(json["reverse"].as_array().map(|names| Activations {
+                        gate: activation(&names[0]),
+                        candidate: activation(&names[1]),
+                    }))
+                    .with_clip(json["clip"].as_f64().map(|clip| clip as f32))
                     .with_dropout(json["dropout"].as_f64().unwrap() as f32)
                     .with_zoneout(json["zoneout"].as_f64().unwrap() as f32);
                 ExpectedCase { config, json }
@@ -150,7 +155,7 @@ impl ExpectedCase {
 }
 
 fn activation(name: &Value) -> Activation {
-    *Activation::ALL.iter().find(|activation| *name == activation.to_string()).unwrap()
+    name.as_str().unwrap().parse().unwrap()
 }
 
 /// The results for one chunk of a case.

@@ -4,7 +4,7 @@
 //! 1) and the rounding error 1e-16 / 1e-5 = 1e-11. A wrong term would be of order 1e-2.
 
 use crate::common::random3;
-use gru_wgpu::{Activation, Batch, Direction, GruConfig, Init, Params, reference};
+use gru_wgpu::{Activation, Activations, Batch, Direction, GruConfig, Init, Params, reference};
 use ndarray::{Array2, Array3};
 
 const STEP: f64 = 1e-5;
@@ -62,12 +62,20 @@ fn every_gradient_agrees_with_central_differences() {
         for (seed, config) in (0..).zip(GruConfig::all_variants(input, hidden)) {
             let config = config.with_layers(layers).with_direction(direction);
             let (gate, candidate) = match steps {
-                1 => (Activation::Tanh, Activation::Identity),
-                2 => (Activation::HardSigmoid, Activation::Relu),
+                1 => (Activation::Tanh, Activation::IDENTITY),
+                2 => (Activation::HARD_SIGMOID_ONNX, Activation::Relu),
                 _ => (Activation::Sigmoid, Activation::Tanh),
             };
+            // A clip that some of the pre-activations reach.
+            let clip = (steps == 2).then_some(0.9);
+            let reverse = Activations {
+                gate: Activation::Softsign,
+                candidate: Activation::Elu { alpha: 0.7 },
+            };
+            let config = config.with_clip(clip);
             let config = config
                 .with_activations(gate, candidate)
+                .with_reverse_activations((direction == Direction::Both).then_some(reverse))
                 .with_dropout(if layers > 1 { 0.4 } else { 0.0 })
                 .with_zoneout(if seed % 2 == 1 { 0.3 } else { 0.0 });
             let shape = config.shape(steps, batch).unwrap();

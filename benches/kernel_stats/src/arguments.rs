@@ -44,9 +44,9 @@ pub struct Arguments {
     /// Definitions of the GRU: pytorch (reset after), own (reset before).
     #[arg(long, value_enum, value_delimiter = ',', default_value = "pytorch")]
     pub definition: Vec<Definition>,
-    /// The kernels that draw zoneout, and that have every activation.
+    /// The kernels that draw zoneout.
     #[arg(long)]
-    pub extras: bool,
+    pub noise: bool,
     /// The recurrence's kernel family, as in `gru bench --kernel`.
     #[arg(long, value_name = "FAMILY", default_value_t = Recurrence::Auto)]
     pub kernel: Recurrence,

@@ -1,7 +1,7 @@
 //! What `--limits` allows each kernel. On AMD no register may spill.
 //!
 //! A budget is what the kernel takes today at the shapes that `.ci/run` lists, with and without
-//! `--extras`. Lower it when a kernel improves; raise it only with a reason in the commit. A kernel
+//! `--noise`. Lower it when a kernel improves; raise it only with a reason in the commit. A kernel
 //! without a row fails. `kernel_stats … --limits` names each excess, so a new row can start with zeros.
 
 /// What the kernels of a family may take.

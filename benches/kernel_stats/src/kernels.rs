@@ -31,8 +31,8 @@ pub fn kernels(arguments: &Arguments) -> Result<Vec<Kernel>> {
     }
     for &sizes in &arguments.shapes {
         for &definition in &arguments.definition {
-            let extras = if arguments.extras { " extras" } else { "" };
-            let user = format!("{sizes} {}{extras}", definition.name());
+            let noise = if arguments.noise { " noise" } else { "" };
+            let user = format!("{sizes} {}{noise}", definition.name());
             for mode in [Mode::Inference, Mode::Training] {
                 let plan = plan(arguments, sizes, definition, mode)?;
                 plan.forward().iter().chain(plan.backward()).for_each(|stage| {
@@ -48,7 +48,7 @@ pub fn kernels(arguments: &Arguments) -> Result<Vec<Kernel>> {
 /// Makes the plan of a shape.
 pub fn plan(arguments: &Arguments, sizes: Sizes, of: Definition, mode: Mode) -> Result<Plan> {
     let [steps, batch, input, hidden] = sizes.0;
-    let zoneout = if arguments.extras { 0.1 } else { 0.0 };
+    let zoneout = if arguments.noise { 0.1 } else { 0.0 };
     let config = of.config(input, hidden).with_zoneout(zoneout);
     let options = RunOptions::default().with_recurrence(arguments.kernel);
     let caps = arguments.device.caps();

@@ -295,7 +295,7 @@ mod tests {
         let kernel = Kernel {
             name: "forward".to_owned(),
             source: String::new(),
-            constants: vec![Constant("ROWS".to_owned(), 4.0), Constant("EXTRAS".to_owned(), 0.0)],
+            constants: vec![Constant("ROWS".to_owned(), 4.0), Constant("NOISE".to_owned(), 0.0)],
             formula: "h'".to_owned(),
             used_by: ["7,3,5,97 own", "9,3,5,97 own"].map(str::to_owned).into(),
         };

@@ -55,11 +55,11 @@ fn options_choose_other_kernels() {
         let kernels = report["kernels"].as_array().unwrap();
         let forward =
             kernels.iter().find(|kernel| kernel["kernel"] == "forward_lanes").unwrap().clone();
-        (forward["constants"]["RESIDENT"].as_f64(), forward["constants"]["EXTRAS"].as_f64())
+        (forward["constants"]["RESIDENT"].as_f64(), forward["constants"]["NOISE"].as_f64())
     };
     assert_eq!(resident(&["5,3,4,32"]), (Some(1.0), Some(0.0)));
     assert_eq!(resident(&["5,3,4,32", "--kernel", "step"]), (Some(0.0), Some(0.0)));
-    assert_eq!(resident(&["5,3,4,32", "--extras"]), (Some(1.0), Some(1.0)));
+    assert_eq!(resident(&["5,3,4,32", "--noise"]), (Some(1.0), Some(1.0)));
 }
 
 #[test]

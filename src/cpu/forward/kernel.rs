@@ -140,7 +140,7 @@ impl StepBlocks<'_> {
             if !matches!(self.stage, CellStage::Candidate) {
                 for (slot, gate) in [(R, 0), (Z, 1)] {
                     let sum = V::load(&block[at(slot)..]).add(input(gate));
-                    activate(spec.gate, sum).store(&mut block[at(slot)..]);
+                    activate(&spec.gate, sum).store(&mut block[at(slot)..]);
                 }
             }
             let (r, z) = (V::load(&block[at(R)..]), V::load(&block[at(Z)..]));
@@ -157,7 +157,7 @@ impl StepBlocks<'_> {
                     input(2).add_product(r, n_recurrent)
                 }
             };
-            let n = activate(spec.candidate, sum);
+            let n = activate(&spec.candidate, sum);
             n.store(&mut block[at(CANDIDATE)..]);
             let new = match spec.update {
                 Update::Overwrites => mix(h, n, z),

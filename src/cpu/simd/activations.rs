@@ -1,23 +1,82 @@
 //! The activations and their derivatives.
 
 use super::SimdVector;
-use crate::spec::config::Activation;
+use crate::spec::activation::{Activation, ClippedActivation};
 
-/// Returns the activation of every element. The comparisons are written so that NaN stays NaN.
+/// Returns the function's value of every element. The comparisons are written so that NaN stays NaN.
 #[inline(always)]
-pub(crate) fn activate<V: SimdVector>(kind: Activation, a: V) -> V {
+pub(crate) fn activate<V: SimdVector>(function: &ClippedActivation, a: V) -> V {
+    let value = unbounded(function.activation, a);
+    let Some([least, most]) = function.bounds else { return value };
+    let (least, most) = (V::splat(least), V::splat(most));
+    let value = V::select_less(value, least, least, value);
+    V::select_less(most, value, most, value)
+}
+
+#[inline(always)]
+fn unbounded<V: SimdVector>(activation: Activation, a: V) -> V {
     let (zero, one) = (V::splat(0.0), V::splat(1.0));
-    match kind {
+    match activation {
         Activation::Sigmoid => sigmoid(a),
         Activation::Tanh => tanh(a),
         Activation::Relu => V::select_less(a, zero, zero, a),
-        Activation::HardSigmoid => {
-            let line = V::splat(0.5).add_product(V::splat(0.2), a);
+        Activation::HardSigmoid { alpha, beta } => {
+            let line = V::splat(beta).add_product(V::splat(alpha), a);
             let line = V::select_less(line, zero, zero, line);
             V::select_less(one, line, one, line)
         }
-        Activation::Identity => a,
+        Activation::Affine { alpha, beta } => V::splat(beta).add_product(V::splat(alpha), a),
+        Activation::ScaledTanh { alpha, beta } => V::splat(alpha).mul(tanh(V::splat(beta).mul(a))),
+        Activation::LeakyRelu { alpha } => V::select_less(a, zero, V::splat(alpha).mul(a), a),
+        Activation::ThresholdedRelu { alpha } => {
+            // Not `a < α`, so that α itself gives 0, and written so that NaN stays NaN.
+            let above = V::select_less(V::splat(alpha), a, a, zero);
+            V::select_less(
+                a.abs(),
+                V::splat(f32::INFINITY),
+                above,
+                V::select_less(a, zero, zero, a),
+            )
+        }
+        Activation::Elu { alpha } => {
+            let negative = V::select_less(a, zero, a, zero);
+            V::select_less(a, zero, V::splat(alpha).mul(exp_minus_one(negative)), a)
+        }
+        Activation::Softsign => {
+            // 1 − 1 / (1 + |a|) would cancel for small a; a / (1 + |a|) is NaN for an infinite a.
+            let size = a.abs();
+            let large = one.sub(one.div(one.add(size)));
+            V::select_less(one, size, large, size.div(one.add(size))).with_sign(a)
+        }
+        Activation::Softplus => softplus(a),
     }
+}
+
+/// Returns ln(1 + e^a) = max(a, 0) + ln(1 + e) with e = e^−|a|. The logarithm is 2 artanh(s) with
+/// s = e / (2 + e), at most 1/3, by its series.
+#[inline(always)]
+fn softplus<V: SimdVector>(a: V) -> V {
+    let (zero, two) = (V::splat(0.0), V::splat(2.0));
+    let e = exp(zero.sub(a.abs()));
+    let s = e.div(two.add(e));
+    let square = s.mul(s);
+    let mut p = V::splat(1.0 / 13.0);
+    for n in [11.0, 9.0, 7.0, 5.0, 3.0] {
+        p = V::splat(1.0 / n).add_product(p, square);
+    }
+    let half = s.add_product(p, square.mul(s));
+    V::select_less(a, zero, zero, a).add_product(two, half)
+}
+
+/// Returns e^x − 1 for x ≤ 0: near 0 by its series, because the difference would cancel.
+#[inline(always)]
+fn exp_minus_one<V: SimdVector>(x: V) -> V {
+    let mut p = V::splat(1.0 / 40_320.0);
+    for n in [5_040.0, 720.0, 120.0, 24.0, 6.0, 2.0] {
+        p = V::splat(1.0 / n).add_product(p, x);
+    }
+    let near = x.add_product(p, x.mul(x));
+    V::select_less(x, V::splat(-0.5), exp(x).sub(V::splat(1.0)), near)
 }
 
 /// Returns σ(x), computed from e = e^−|x| ≤ 1 to avoid overflow: 1 / (1 + e), or e / (1 + e) for
@@ -88,18 +147,40 @@ macro_rules! for_each {
     };
 }
 
-/// Returns the derivative of an activation at every element, computed from the activation's values.
+/// Returns the derivative at every element, computed from the function's values.
 #[inline(always)]
-pub(crate) fn derivative<const N: usize>(kind: Activation, values: &[f32; N]) -> [f32; N] {
+pub(crate) fn derivative<const N: usize>(
+    function: &ClippedActivation,
+    values: &[f32; N],
+) -> [f32; N] {
     let mut derivatives = *values;
-    match kind {
+    match function.activation {
         Activation::Sigmoid => for_each!(derivatives, |v| v * (1.0 - v)),
         Activation::Tanh => for_each!(derivatives, |v| 1.0 - v * v),
-        Activation::Relu => for_each!(derivatives, |v| if v > 0.0 { 1.0 } else { 0.0 }),
-        Activation::HardSigmoid => {
-            for_each!(derivatives, |v| if v > 0.0 && v < 1.0 { 0.2 } else { 0.0 });
+        Activation::Relu | Activation::ThresholdedRelu { .. } => {
+            for_each!(derivatives, |v| if v > 0.0 { 1.0 } else { 0.0 });
         }
-        Activation::Identity => derivatives = [1.0; N],
+        Activation::HardSigmoid { alpha, .. } => {
+            for_each!(derivatives, |v| if v > 0.0 && v < 1.0 { alpha } else { 0.0 });
+        }
+        Activation::Affine { alpha, .. } => derivatives = [alpha; N],
+        Activation::ScaledTanh { alpha, beta } => {
+            let (first, second) = (alpha * beta, beta / alpha);
+            for_each!(derivatives, |v| first - second * v * v);
+        }
+        Activation::LeakyRelu { alpha } => {
+            for_each!(derivatives, |v| if v > 0.0 { 1.0 } else { alpha });
+        }
+        Activation::Elu { alpha } => {
+            for_each!(derivatives, |v| if v > 0.0 { 1.0 } else { v + alpha });
+        }
+        Activation::Softsign => for_each!(derivatives, |v| (1.0 - v.abs()) * (1.0 - v.abs())),
+        Activation::Softplus => for_each!(derivatives, |v| -(-v).exp_m1()),
+    }
+    if let Some([least, most]) = function.bounds {
+        for (derivative, &value) in derivatives.iter_mut().zip(values) {
+            *derivative = if value <= least || value >= most { 0.0 } else { *derivative };
+        }
     }
     derivatives
 }
@@ -108,7 +189,6 @@ pub(crate) fn derivative<const N: usize>(kind: Activation, values: &[f32; N]) ->
 mod tests {
     use super::*;
     use crate::cpu::simd::{SimdKernel, SimdLevel, load, store};
-    use crate::reference::cell::activate as activate_reference;
 
     struct Activate<'a>(Activation, &'a mut [f32]);
 
@@ -118,7 +198,7 @@ mod tests {
             for first in (0..self.1.len()).step_by(N) {
                 let mut values = load::<N>(self.1, first);
                 for part in values.chunks_exact_mut(V::WIDTH) {
-                    activate(self.0, V::load(part)).store(part);
+                    activate(&ClippedActivation::new(self.0, None), V::load(part)).store(part);
                 }
                 store(self.1, first, &values);
             }
@@ -179,7 +259,7 @@ mod tests {
                 let mut values = inputs;
                 level.run(Activate(kind, &mut values));
                 for (&x, &value) in inputs.iter().zip(&values) {
-                    let expected = activate_reference(kind, x);
+                    let expected: f32 = kind.value(x);
                     let what = format!("{level:?} {kind} of {x}: {value}, expected {expected}");
                     assert_eq!(value.is_nan(), expected.is_nan(), "{what}");
                     if expected.is_infinite() || (!x.is_finite() && !expected.is_nan()) {
@@ -206,7 +286,7 @@ mod tests {
                 level.run(Activate(kind, &mut values));
                 values
             };
-            for kind in [Activation::Sigmoid, Activation::Tanh, Activation::HardSigmoid] {
+            for kind in [Activation::Sigmoid, Activation::Tanh, Activation::HARD_SIGMOID_ONNX] {
                 let values = apply(kind);
                 assert!(values[0].is_nan(), "{level:?} {kind}");
                 assert_eq!(values[1], 1.0, "{level:?} {kind}");
@@ -214,7 +294,7 @@ mod tests {
                 assert!((values[2] - low).abs() < 1e-37, "{level:?} {kind}: {}", values[2]);
                 assert!(values[3..].iter().all(|v| v.abs() <= 1.0), "{level:?} {kind}: {values:?}");
             }
-            assert!(apply(Activation::Relu)[0].is_nan() && apply(Activation::Identity)[0].is_nan());
+            assert!(apply(Activation::Relu)[0].is_nan() && apply(Activation::IDENTITY)[0].is_nan());
         }
     }
 }

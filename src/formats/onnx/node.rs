@@ -4,13 +4,15 @@ use std::collections::HashSet;
 
 use ndarray::{Array3, ArrayD, Axis, Ix2, Ix3};
 
+use super::activations;
 use super::constants::{ConstantFolding, KnownValue};
 use super::proto::{AttributeProto, NodeProto, attribute_type, decode, in_part};
 use super::tensor::Value;
 use crate::error::{Error, Result, quote};
 use crate::formats::cell::Cell;
 use crate::formats::files::check_finite;
-use crate::spec::config::{Activation, Bias, Direction, GruConfig, Layout, Reset};
+use crate::spec::activation::Activations;
+use crate::spec::config::{Bias, Direction, GruConfig, Layout, Reset};
 
 /// The indices of the inputs of a GRU node.
 pub(super) mod input {
@@ -80,12 +82,15 @@ impl GruNode {
         if let Some(b) = &bias {
             expect_shape("B [D, 6H]", b, &[d, gates.saturating_mul(2)])?;
         }
+        let Activations { gate, candidate } = attributes.activations;
         let config = GruConfig::pytorch(input_size, hidden)
             .with_reset(attributes.reset)
             .with_direction(attributes.direction)
-            .with_activations(attributes.gate, attributes.candidate)
+            .with_activations(gate, candidate)
+            .with_reverse_activations(attributes.reverse_activations)
+            .with_clip(attributes.clip)
             .with_bias(if bias.is_some() { Bias::Two } else { Bias::None });
-        config.validate()?;
+        config.validate().map_err(|error| Error::format_from(error.to_string(), error))?;
         Ok(Self { name: name.to_owned(), proto, config, layout: attributes.layout })
     }
 
@@ -196,8 +201,10 @@ struct Attributes {
     reset: Reset,
     layout: Layout,
     hidden_size: Option<i64>,
-    gate: Activation,
-    candidate: Activation,
+    activations: Activations,
+    /// Those of the reverse direction, if they differ.
+    reverse_activations: Option<Activations>,
+    clip: Option<f32>,
 }
 
 impl Attributes {
@@ -207,8 +214,9 @@ impl Attributes {
             reset: Reset::Before,
             layout: Layout::TimeMajor,
             hidden_size: None,
-            gate: Activation::Sigmoid,
-            candidate: Activation::Tanh,
+            activations: Activations::default(),
+            reverse_activations: None,
+            clip: None,
         };
         let (mut functions, mut alphas, mut betas) = (None, Vec::new(), Vec::new());
         let mut seen = HashSet::new();
@@ -233,7 +241,7 @@ impl Attributes {
                 "activation_beta" => betas = attribute.floats,
                 // At this bound nothing is clipped.
                 "clip" if attribute.f >= 1e38 => {}
-                "clip" => return Err(unsupported(&format!("a clip ({:e})", attribute.f))),
+                "clip" => read.clip = Some(attribute.f),
                 // Only in opsets before 7: true if Y is used.
                 "output_sequence" => {}
                 other => return Err(unsupported(&format!("the attribute {}", quote(other)))),
@@ -247,11 +255,12 @@ impl Attributes {
                 let reason = format!("it has {got} activations; expected {expected}");
                 return Err(Error::format(reason));
             }
-            let all = activations(&functions, &alphas, &betas)?;
-            if all[..2] != all[all.len() - 2..] {
-                return Err(unsupported("an activation that differs between the directions"));
-            }
-            (read.gate, read.candidate) = (all[0], all[1]);
+            let names: Result<Vec<_>> = functions.iter().map(|name| text(name)).collect();
+            let all = activations::read(&names?, &alphas, &betas)?;
+            let mut of_directions =
+                all.chunks_exact(2).map(|of| Activations { gate: of[0], candidate: of[1] });
+            read.activations = of_directions.next().unwrap_or_default();
+            read.reverse_activations = of_directions.next().filter(|of| *of != read.activations);
         }
         Ok(read)
     }
@@ -294,43 +303,6 @@ fn check_type(attribute: &AttributeProto) -> Result<()> {
             quote(&attribute.name)
         ))),
     }
-}
-
-/// Reads the activations of a node. Each activation takes the next α and β of the two lists.
-fn activations(
-    functions: &[prost::bytes::Bytes],
-    alphas: &[f32],
-    betas: &[f32],
-) -> Result<Vec<Activation>> {
-    let (mut alphas, mut betas) = (alphas.iter().copied(), betas.iter().copied());
-    let activation = |function: &prost::bytes::Bytes| {
-        let name = text(function)?;
-        // Names are case-insensitive, as in ONNX Runtime. ONNX defines default values of α and β
-        // only for the hard sigmoid.
-        let (activation, supported) = match name.to_ascii_lowercase().as_str() {
-            "sigmoid" => return Ok(Activation::Sigmoid),
-            "tanh" => return Ok(Activation::Tanh),
-            "relu" => return Ok(Activation::Relu),
-            "hardsigmoid" => (Activation::HardSigmoid, (0.2, 0.5)),
-            "affine" => (Activation::Identity, (1.0, 0.0)),
-            "scaledtanh" => (Activation::Tanh, (1.0, 1.0)),
-            _ => return Err(unsupported(&format!("the activation {}", quote(&name)))),
-        };
-        let default = (activation == Activation::HardSigmoid).then_some(supported);
-        let given = (
-            alphas.next().or(default.map(|default| default.0)),
-            betas.next().or(default.map(|default| default.1)),
-        );
-        match given {
-            given if given == (Some(supported.0), Some(supported.1)) => Ok(activation),
-            (Some(alpha), Some(beta)) => {
-                let what = format!("the activation {name} with alpha {alpha} and beta {beta}");
-                Err(unsupported(&what))
-            }
-            _ => Err(unsupported(&format!("the activation {name} without alpha and beta"))),
-        }
-    };
-    functions.iter().map(activation).collect()
 }
 
 /// Decodes the UTF-8 of a string attribute.

@@ -7,6 +7,7 @@ use ndarray::{Array, ArrayView, Axis, Dimension, stack};
 use prost::Message;
 use prost::bytes::Bytes;
 
+use super::activations;
 use super::proto::{
     AttributeProto, Dimension as Size, DimensionProto, GraphProto, MAX_MODEL, ModelProto,
     NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto,
@@ -16,7 +17,8 @@ use crate::error::{Error, Result};
 use crate::formats::cell::Cell;
 use crate::formats::files;
 use crate::formats::metadata::{CONFIG_KEY, write_config};
-use crate::spec::config::{Activation, Bias, Direction, GruConfig, Reset, Update};
+use crate::spec::activation::Activations;
+use crate::spec::config::{Bias, Direction, GruConfig, Reset, Update};
 use crate::spec::params::Params;
 
 /// The lowest opset with everything that is used here, so that old runtimes read the model too.
@@ -64,7 +66,8 @@ impl Inputs {
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Conflict`] for configurations that ONNX cannot express: zoneout, and
-/// gates with tanh, ReLU or identity activation together with [`Update::Overwrites`];
+/// [`Update::Overwrites`] with a gate function for which 1 − f(a) = f(−a) does not hold (it does
+/// for a sigmoid, and for a hard sigmoid with β = 1/2);
 /// [`Error::Format`] if the model is larger than an ONNX file can be.
 pub fn save(path: impl AsRef<Path>, params: &Params, inputs: &Inputs) -> Result<()> {
     let model = encode(params, inputs)?;
@@ -121,13 +124,13 @@ pub(super) fn onnx_config(config: &GruConfig) -> Result<GruConfig> {
             "ONNX's GRU has no zoneout; set it to 0 to export the model",
         );
     }
-    let is_symmetric =
-        matches!(config.gate_activation, Activation::Sigmoid | Activation::HardSigmoid);
+    let reverse = config.reverse_activations.unwrap_or(config.activations);
+    let is_symmetric = [config.activations, reverse].iter().all(|of| of.gate.is_symmetric_gate());
     if config.update == Update::Overwrites && !is_symmetric {
         return refused(
             "gates of this activation, Update::Overwrites and ONNX",
-            "ONNX's update is Update::Keeps, and only a sigmoid or hard sigmoid can be converted, \
-             because 1 − f(a) = f(−a)",
+            "ONNX's update is Update::Keeps, and only gates with 1 − f(a) = f(−a) can be converted, \
+             such as a sigmoid",
         );
     }
     let bias = if config.bias == Bias::None { Bias::None } else { Bias::Two };
@@ -314,22 +317,15 @@ fn attributes(config: &GruConfig) -> Vec<AttributeProto> {
         Direction::Reverse => "reverse",
         Direction::Both => "bidirectional",
     };
-    let pair = [config.gate_activation, config.candidate_activation];
-    let all = pair.repeat(config.directions());
-    // α and β of the activations that have them, in order.
-    let parameters = all.iter().filter_map(|activation| match activation {
-        Activation::HardSigmoid => Some((0.2, 0.5)),
-        Activation::Identity => Some((1.0, 0.0)),
-        Activation::Sigmoid | Activation::Tanh | Activation::Relu => None,
-    });
-    let (alphas, betas): (Vec<f32>, Vec<f32>) = parameters.unzip();
-    let names = all.iter().map(|activation| match activation {
-        Activation::Sigmoid => "Sigmoid",
-        Activation::Tanh => "Tanh",
-        Activation::Relu => "Relu",
-        Activation::HardSigmoid => "HardSigmoid",
-        Activation::Identity => "Affine",
-    });
+    let reverse = config.reverse_activations.unwrap_or(config.activations);
+    let all = [config.activations, reverse].into_iter().take(config.directions());
+    let all: Vec<_> = all.flat_map(|Activations { gate, candidate }| [gate, candidate]).collect();
+    // Each list has the numbers of the functions that take them, in order.
+    let numbers = |i: usize| {
+        let numbers = all.iter().filter_map(move |function| function.numbers().get(i).copied());
+        numbers.collect::<Vec<_>>()
+    };
+    let (alphas, betas) = (numbers(0), numbers(1));
     let mut attributes = vec![
         integer("hidden_size", config.hidden_size as i64),
         integer("linear_before_reset", i64::from(config.reset == Reset::After)),
@@ -338,10 +334,16 @@ fn attributes(config: &GruConfig) -> Vec<AttributeProto> {
             ..attribute("direction", attribute_type::STRING)
         },
         AttributeProto {
-            strings: names.map(|name| Bytes::from_static(name.as_bytes())).collect(),
+            strings: all
+                .iter()
+                .map(|&function| Bytes::from_static(activations::name(function).as_bytes()))
+                .collect(),
             ..attribute("activations", attribute_type::STRINGS)
         },
     ];
+    if let Some(clip) = config.clip {
+        attributes.push(AttributeProto { f: clip, ..attribute("clip", attribute_type::FLOAT) });
+    }
     for (name, floats) in [("activation_alpha", alphas), ("activation_beta", betas)] {
         if !floats.is_empty() {
             attributes.push(AttributeProto { floats, ..attribute(name, attribute_type::FLOATS) });

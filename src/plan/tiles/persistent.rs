@@ -104,7 +104,7 @@ impl PersistentTile {
     pub fn constants(&self, variant: StepVariant) -> PersistentConstants {
         PersistentConstants {
             reset_before: u32::from(variant.reset_before),
-            extras: u32::from(variant.extras),
+            noise: u32::from(variant.noise),
             hardware_exp: u32::from(variant.hardware_exp),
             unit_quads: self.unit_quads as u32,
             parts: self.parts as u32,

@@ -193,12 +193,12 @@ impl StepTile {
 
     /// Returns the values of the kernel's override constants.
     pub fn constants(&self, variant: StepVariant) -> StepConstants {
-        let StepVariant { rz, n, reset_before, extras, hardware_exp } = variant;
-        let [gates_rz, gate_n, reset_before, extras, hardware_exp] =
-            [rz, n, reset_before, extras, hardware_exp].map(u32::from);
+        let StepVariant { rz, n, reset_before, noise, hardware_exp, .. } = variant;
+        let [gates_rz, gate_n, reset_before, noise, hardware_exp] =
+            [rz, n, reset_before, noise, hardware_exp].map(u32::from);
         StepConstants {
             reset_before,
-            extras,
+            noise,
             hardware_exp,
             gates_rz,
             gate_n,
