@@ -245,15 +245,6 @@ impl Activation {
             Self::Softplus => -(-value).exp_m1(),
         }
     }
-
-    /// Returns true if 1 − f(a) = f(−a), so that a gate with negated weights is 1 minus the gate.
-    pub(crate) fn is_symmetric_gate(self) -> bool {
-        match self {
-            Self::Sigmoid => true,
-            Self::HardSigmoid { beta, .. } | Self::Affine { beta, .. } => beta == 0.5,
-            _ => false,
-        }
-    }
 }
 
 fn float<F: NdFloat>(number: f32) -> F {

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::formats::cell::Cell;
 use crate::formats::files;
 use crate::formats::metadata::{CONFIG_KEY, write_config};
-use crate::spec::activation::Activations;
+use crate::spec::activation::{Activation, Activations};
 use crate::spec::config::{Bias, Direction, GruConfig, Reset, Update};
 use crate::spec::params::Params;
 
@@ -125,8 +125,8 @@ pub(super) fn onnx_config(config: &GruConfig) -> Result<GruConfig> {
         );
     }
     let reverse = config.reverse_activations.unwrap_or(config.activations);
-    let is_symmetric = [config.activations, reverse].iter().all(|of| of.gate.is_symmetric_gate());
-    if config.update == Update::Overwrites && !is_symmetric {
+    let can_negate = [config.activations, reverse].iter().all(|of| is_symmetric(of.gate));
+    if config.update == Update::Overwrites && !can_negate {
         return refused(
             "gates of this activation, Update::Overwrites and ONNX",
             "ONNX's update is Update::Keeps, and only gates with 1 − f(a) = f(−a) can be converted, \
@@ -135,6 +135,15 @@ pub(super) fn onnx_config(config: &GruConfig) -> Result<GruConfig> {
     }
     let bias = if config.bias == Bias::None { Bias::None } else { Bias::Two };
     Ok(config.clone().with_update(Update::Keeps).with_bias(bias).with_dropout(0.0))
+}
+
+/// Returns true if 1 − f(a) = f(−a), so that a gate with negated weights is 1 minus the gate.
+fn is_symmetric(gate: Activation) -> bool {
+    match gate {
+        Activation::Sigmoid => true,
+        Activation::HardSigmoid { beta, .. } | Activation::Affine { beta, .. } => beta == 0.5,
+        _ => false,
+    }
 }
 
 /// Returns the cell with the weights and biases of z negated.
