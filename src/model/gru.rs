@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ndarray::ArrayView3;
+use ndarray::{Array3, ArrayView3};
 
 use crate::cpu::{self, GradientsWanted};
 use crate::error::{Error, Result, check_shape};
@@ -54,6 +54,8 @@ pub struct Tape {
 enum TapeRecord {
     Cpu(Box<cpu::CpuTrace>),
     Gpu(RecordedRun),
+    /// A run of no steps or no rows, whose last states are its first.
+    Empty(State),
 }
 
 impl Tape {
@@ -72,6 +74,7 @@ impl Tape {
         match &self.record {
             TapeRecord::Cpu(trace) => Ok(State::from_array(trace.h_n().clone())),
             TapeRecord::Gpu(recorded) => recorded.state().await,
+            TapeRecord::Empty(state) => Ok(state.clone()),
         }
     }
 }
@@ -274,11 +277,11 @@ impl Gru {
     }
 
     blocking_and_async! {
-        /// Runs the model over a [`Batch`]. The simplest batch is `&x`, an array `[T, B, I]`.
+        /// Runs the model over a [`Batch`]. The simplest batch is `&x`, an array `[T, B, I]`. With
+        /// T or B 0, y is empty and h_n is h0.
         ///
         /// # Errors
-        /// [`Error::Shape`], [`Error::ZeroSize`], [`Error::Length`] or [`Error::ParameterLayout`]
-        /// if the batch or the parameters do not fit the model, [`Error::Limit`] if the run does
+        /// [`Error::Shape`], [`Error::Length`] or [`Error::ParameterLayout`] if the batch or the parameters do not fit the model, [`Error::Limit`] if the run does
         /// not fit the device, and errors of the device: [`Error::OutOfMemory`],
         /// [`Error::DeviceLost`], [`Error::Gpu`].
         pub fn forward, forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
@@ -487,6 +490,9 @@ impl Gru {
         wait: Wait,
     ) -> Result<Output> {
         let (batch, shape) = self.check(state, batch.reborrow())?;
+        if shape.is_empty() {
+            return Ok(self.run_empty(state, &batch, shape, given, wait).await?.0.finish());
+        }
         if self.pool.is_some() {
             let run = (shape, Mode::Inference);
             let (results, _) = self.on_adapter()?.forward(run, state, batch, given, wait).await?;
@@ -510,6 +516,10 @@ impl Gru {
         let (batch, shape) = self.check(state, batch.reborrow())?;
         batch.noise(&self.config, Mode::Training)?;
         let (results, record) = match &self.pool {
+            _ if shape.is_empty() => {
+                let (results, h_n) = self.run_empty(state, &batch, shape, given, wait).await?;
+                (results, TapeRecord::Empty(State::from_array(h_n).on(&self.device).await?))
+            }
             None => {
                 let mut results = OutputResults::new(shape, given, false)?;
                 let cached = lock(&self.cached_trace).take();
@@ -528,6 +538,22 @@ impl Gru {
         };
         let (model, version) = (self.id, self.version);
         Ok((results.finish(), Tape { model, version, shape, record }))
+    }
+
+    /// Returns the results of a run of no steps or no rows, and the last states, which are the
+    /// first.
+    async fn run_empty<'o>(
+        &self,
+        state: Option<&State>,
+        batch: &Batch<'_>,
+        shape: Shape,
+        given: Option<OutputMut<'o>>,
+        wait: Wait,
+    ) -> Result<(OutputResults<'o>, Array3<f32>)> {
+        let mut results = OutputResults::new(shape, given, false)?;
+        let h_n = first_states(state, batch, shape, wait).await?;
+        results.h_n.view_mut().assign(&h_n);
+        Ok((results, h_n))
     }
 
     /// Computes the gradients that `wanted` names. An adapter always computes all of them.
@@ -596,6 +622,16 @@ impl Gru {
             }
             TapeRecord::Gpu(recorded) => {
                 self.on_adapter()?.backward(recorded, dy, dh_n, given, wait).await
+            }
+            TapeRecord::Empty(_) => {
+                let state = tape.shape.state();
+                let h0 = dh_n.map_or_else(|| Array3::zeros(state), |dh_n| dh_n.to_owned());
+                Ok(Some(Gradients {
+                    params: Params::zeros_of(self.params.layout().clone())?,
+                    x: Array3::zeros(tape.shape.x()),
+                    h0,
+                    reset_state: Array3::zeros(state),
+                }))
             }
         }
     }
@@ -670,6 +706,20 @@ impl Gru {
         if let Some(pool) = &self.pool {
             pool.release_params();
         }
+    }
+}
+
+/// Returns the states `[L·D, B, H]` that a checked run starts from, on the host.
+pub(crate) async fn first_states(
+    state: Option<&State>,
+    batch: &Batch<'_>,
+    shape: Shape,
+    wait: Wait,
+) -> Result<Array3<f32>> {
+    match (state, &batch.h0) {
+        (Some(state), _) => state.read(wait).await,
+        (None, Some(h0)) => Ok(h0.to_owned()),
+        (None, None) => Ok(Array3::zeros(shape.state())),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;
 use crate::model::executor::{ChunkPosition, ChunkedRun, Executor, RunInput, Upload, UploadData};
-use crate::model::gru::Gru;
+use crate::model::gru::{Gru, first_states};
 use crate::model::state::State;
 use crate::plan::{Mode, Plan, RunPurpose, StateSlot};
 use crate::spec::batch::Batch;
@@ -254,6 +254,8 @@ impl Network {
         targets: &Targets<'_>,
         wait: Wait,
     ) -> Result<(Evaluation, Option<State>)> {
+        // The mean over no targets is undefined.
+        shape.check_not_empty()?;
         let lengths = start.batch.lengths;
         let targets = PreparedTargets::new(&self.head, loss, shape, lengths, targets, 1.0)?;
         if self.gru.device().is_adapter() {
@@ -279,6 +281,11 @@ impl Network {
         wait: Wait,
     ) -> Result<(ArrayD<f32>, Option<State>)> {
         let (start, shape) = self.start(state, batch.reborrow(), keeps_last)?;
+        if shape.is_empty() {
+            let h_n = first_states(start.state, &start.batch, shape, wait).await?;
+            let outputs = self.head_on_host(shape, &Array3::zeros(shape.y()), &h_n);
+            return Ok((outputs, Some(State::from_array(h_n).on(self.gru.device()).await?)));
+        }
         if self.gru.device().is_adapter() {
             return self.run_on_adapter(shape, start, wait).await;
         }
@@ -293,6 +300,10 @@ impl Network {
         wait: Wait,
     ) -> Result<State> {
         let (start, shape) = self.start(state, batch.reborrow(), true)?;
+        if shape.is_empty() {
+            let h_n = first_states(start.state, &start.batch, shape, wait).await?;
+            return State::from_array(h_n).on(self.gru.device()).await;
+        }
         if !self.gru.device().is_adapter() {
             let (_, h_n) = cpu::forward(self.params(), self.gru.cpu_weights(), start.batch)?;
             return Ok(State::from_array(h_n));
@@ -332,10 +343,14 @@ impl Network {
 
     fn run_on_host(&self, shape: Shape, batch: Batch<'_>) -> Result<(ArrayD<f32>, State)> {
         let (y, h_n) = cpu::forward(self.params(), self.gru.cpu_weights(), batch)?;
-        let features = self.head.features(shape, &y, &h_n);
+        Ok((self.head_on_host(shape, &y, &h_n), State::from_array(h_n)))
+    }
+
+    /// Computes the head's outputs from y and the last states.
+    fn head_on_host(&self, shape: Shape, y: &Array3<f32>, h_n: &Array3<f32>) -> ArrayD<f32> {
+        let features = self.head.features(shape, y, h_n);
         let outputs = Linear::new(self.params()).forward(features.view());
-        let outputs = self.shape_outputs(shape, outputs.into_raw_vec_and_offset().0);
-        Ok((outputs, State::from_array(h_n)))
+        self.shape_outputs(shape, outputs.into_raw_vec_and_offset().0)
     }
 
     async fn run_on_adapter(

@@ -176,6 +176,7 @@ impl Gru {
         wait: Wait,
     ) -> Result<Profile> {
         let (batch, shape) = self.check(None, batch.reborrow())?;
+        shape.check_not_empty()?;
         if dy.is_some() {
             batch.noise(self.config(), Mode::Training)?;
             reference::check_gradients(&shape, dy.map(|d| d.dim()), None)?;

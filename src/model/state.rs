@@ -69,6 +69,10 @@ impl State {
         else {
             return Ok(self);
         };
+        // wgpu binds no empty buffer.
+        if array.is_empty() {
+            return Ok(self);
+        }
         let upload = || {
             let buffer = gpu.buffer("state", F32.bytes(array.len()));
             let states = array.as_standard_layout();
@@ -123,6 +127,7 @@ impl State {
         check_shape("the state [L·D, B, H]", &shape.state(), &self.shape)?;
         match (&self.storage, device.target()) {
             (StateStorage::Host(array), DeviceTarget::Cpu) => Ok(Some(array.view())),
+            (StateStorage::Host(array), _) if array.is_empty() => Ok(Some(array.view())),
             (StateStorage::Device(gpu, _), DeviceTarget::Gpu(other))
                 if gpu.is_same_device(other) =>
             {

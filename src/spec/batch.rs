@@ -184,7 +184,7 @@ impl<'a, F> Batch<'a, F> {
     pub(crate) fn check(&self, config: &GruConfig) -> Result<Shape> {
         self.check_flags()?;
         let (steps, batch) = self.steps_and_batch();
-        let shape = config.shape(steps, batch)?.with_layout(self.layout);
+        let shape = config.any_shape(steps, batch)?.with_layout(self.layout);
         let what = match self.layout {
             Layout::TimeMajor => "x [T, B, I]",
             Layout::BatchFirst => "x [B, T, I]",

@@ -305,12 +305,14 @@ impl GruConfig {
     /// [`Error::ZeroSize`] if a size is 0, [`Error::Overflow`] if a tensor's size overflows, and
     /// the errors of [`Self::validate`].
     pub fn shape(&self, steps: usize, batch: usize) -> Result<Shape> {
+        let shape = self.any_shape(steps, batch)?;
+        shape.check_not_empty()?;
+        Ok(shape)
+    }
+
+    /// Like [`Self::shape`], but allows no steps and no rows.
+    pub(crate) fn any_shape(&self, steps: usize, batch: usize) -> Result<Shape> {
         self.validate()?;
-        for (what, size) in [("the number of steps T", steps), ("the batch size B", batch)] {
-            if size == 0 {
-                return Err(Error::ZeroSize { what });
-            }
-        }
         let (input, hidden) = (self.input_size, self.hidden_size);
         let (layers, directions) = (self.layers, self.directions());
         let steps_and_one = steps.saturating_add(1);
@@ -482,6 +484,23 @@ impl Shape {
     #[must_use]
     pub fn with_layout(self, layout: Layout) -> Self {
         Self { layout, ..self }
+    }
+
+    /// Returns true if the run has no steps or no rows.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.steps == 0 || self.batch == 0
+    }
+
+    /// Checks that the run has steps and rows.
+    ///
+    /// # Errors
+    /// [`Error::ZeroSize`].
+    pub(crate) fn check_not_empty(&self) -> Result<()> {
+        let sizes = [("the number of steps T", self.steps), ("the batch size B", self.batch)];
+        match sizes.into_iter().find(|&(_, size)| size == 0) {
+            Some((what, _)) => Err(Error::ZeroSize { what }),
+            None => Ok(()),
+        }
     }
 
     /// Returns the shape of the input, `[T, B, I]` or `[B, T, I]`.

@@ -437,6 +437,8 @@ impl Learner {
             });
         }
         let (checked, shape) = network.gru().check(state, batch.reborrow())?;
+        // The mean over no targets is undefined.
+        shape.check_not_empty()?;
         checked.noise(network.gru().config(), Mode::Training)?;
         let fraction = 1.0 / config.accumulation as f64;
         let (head, loss) = (network.head(), config.loss);

@@ -9,6 +9,7 @@ mod asynchronous;
 mod device_lost;
 mod dropout;
 mod embed;
+mod empty;
 mod errors;
 mod into;
 mod kernels;

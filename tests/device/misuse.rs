@@ -576,7 +576,7 @@ fn models(t: &mut Table, device: &Device, elsewhere: &Device) {
     let broadcast = |shape: (usize, usize, usize)| one.broadcast(shape).unwrap();
     let batches: [(&str, Batch<'_>); 8] = [
         ("nothing", Batch::new(empty.view())),
-        ("no steps", Batch::new(broadcast((0, 2, 3)))),
+        ("no steps of other features", Batch::new(broadcast((0, 2, 4)))),
         ("other features", Batch::new(broadcast((4, 2, 4)))),
         ("no end of steps", Batch::new(broadcast((1 << 40, 1 << 10, 3)))),
         ("h0 of another shape", Batch::new(x.view()).with_h0(x.view())),
@@ -629,6 +629,14 @@ fn models(t: &mut Table, device: &Device, elsewhere: &Device) {
         t.row("Gru::profile", what, Refused, || gru.profile(batch, None));
         t.row("Gru::profile_async", what, Refused, || block_on(gru.profile_async(batch, None)));
     }
+    let no_steps = Batch::new(broadcast((0, 2, 3)));
+    t.row("Gru::time", "no steps", Refused, || gru.time(no_steps, None));
+    t.row("Gru::profile", "no steps", Refused, || gru.profile(no_steps, None));
+    t.row("Gru::forward Gru::forward_train Gru::backward", "no steps", Fine, || {
+        let (out, tape) = gru.forward_train(no_steps)?;
+        gru.backward(tape, Some(out.y.view()), None)?;
+        gru.forward_into(no_steps, &mut gru.forward(no_steps)?)
+    });
     t.row("Gru::time Gru::profile", "dy of another shape", Refused, || {
         gru.profile(&x, Some(x.view()))?;
         gru.time(&x, Some(x.view()))

@@ -74,6 +74,25 @@ fn run_writes_what_the_library_computes() {
 
 /// Files of torch.save, and files whose name is that of another format.
 #[test]
+fn no_steps_and_no_rows_give_empty_arrays() {
+    let scene = Scene::new();
+    let save = |name: &str, array: &Array3<f32>| {
+        npy::save(scene.path().join(name), array.view()).unwrap();
+    };
+    for device in device_words() {
+        for (steps, rows, h0) in [(0, 3, scene.h0.clone()), (6, 0, Array3::zeros((4, 0, 5)))] {
+            save("x0.npy", &Array3::zeros((steps, rows, 4)));
+            save("first.npy", &h0);
+            let to = ["--output", "y0.npy", "--hn", "hn0.npy", "--device", device];
+            let run = ["run", "model.onnx", "--input", "x0.npy", "--h0", "first.npy"];
+            scene.run(&[&run[..], &to].concat());
+            assert_eq!(scene.array("y0.npy").dim(), (steps, rows, 10), "{device}");
+            assert_eq!(scene.array("hn0.npy"), h0, "{device}");
+        }
+    }
+}
+
+#[test]
 fn model_files_are_recognised_by_their_content() {
     let scene = Scene::new();
     let run = |model: &str, prefix: &[&str]| {

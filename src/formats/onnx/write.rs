@@ -96,6 +96,7 @@ fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
         graph.add_layer(layer, cells);
     }
     graph.join_states();
+    graph.keep_first_states();
     let value = write_config(config, None);
     let entry = StringStringEntryProto { key: CONFIG_KEY.to_owned(), value };
     let model = ModelProto {
@@ -230,7 +231,7 @@ impl<'a> GraphBuilder<'a> {
             (true, false) => named("h0"),
         };
         let inputs = [x.as_str(), &named("W"), &named("R"), &b, lengths, &h0];
-        let h_n = if is_only { "h_n".to_owned() } else { named("h_n") };
+        let h_n = if is_only { self.last_states().to_owned() } else { named("h_n") };
         let states = named("states");
         self.add("GRU", &named("gru"), &inputs, &[states.clone(), h_n], &attributes(self.config));
         let y = if layer + 1 == self.config.layers { "y".to_owned() } else { named("y") };
@@ -262,8 +263,35 @@ impl<'a> GraphBuilder<'a> {
         if self.config.layers > 1 {
             let names: Vec<_> = (0..self.config.layers).map(|l| format!("h_n_l{l}")).collect();
             let names: Vec<_> = names.iter().map(String::as_str).collect();
-            self.add("Concat", "join_h_n", &names, &["h_n".to_owned()], &[integer("axis", 0)]);
+            let joined = [self.last_states().to_owned()];
+            self.add("Concat", "join_h_n", &names, &joined, &[integer("axis", 0)]);
         }
+    }
+
+    /// True if a row may have length 0 and a first state.
+    fn may_keep_first_states(&self) -> bool {
+        self.inputs.h0 && self.inputs.lengths
+    }
+
+    /// Returns the name of the GRU nodes' last states.
+    fn last_states(&self) -> &'static str {
+        if self.may_keep_first_states() { "h_n_of_nodes" } else { "h_n" }
+    }
+
+    /// Adds the nodes that replace the last state of a row of length 0 by its first state, as this
+    /// crate computes it. ONNX does not say what it is; ONNX Runtime gives 0.
+    fn keep_first_states(&mut self) {
+        if !self.may_keep_first_states() {
+            return;
+        }
+        let zero = 0_i32.to_le_bytes().to_vec();
+        self.add_tensor("no_steps", data_type::INT32, &[], zero);
+        self.add_integers("row_axes", &[0, 2]);
+        let [is_empty, of_states] = ["is_empty", "is_empty_row"].map(str::to_owned);
+        self.add("Equal", "find_empty", &["lengths", "no_steps"], &[is_empty], &[]);
+        self.add("Unsqueeze", "align_empty", &["is_empty", "row_axes"], &[of_states], &[]);
+        let inputs = ["is_empty_row", "h0", self.last_states()];
+        self.add("Where", "keep_h0", &inputs, &["h_n".to_owned()], &[]);
     }
 
     /// Adds a node.
