@@ -1,6 +1,6 @@
 //! [`StepBlocks`]: the kernel that computes blocks of units in a forward step.
 
-use crate::cpu::cell::ForwardWeights;
+use crate::cpu::cell::{CellSpec, ForwardWeights};
 use crate::cpu::product::{AddProduct, PackedLeft, add_product};
 use crate::cpu::simd::{SimdKernel, SimdVector, activate, lanes, lanes_mut};
 use crate::spec::config::Update;
@@ -127,7 +127,7 @@ impl StepBlocks<'_> {
     /// ```
     #[inline(always)]
     fn activations<V: SimdVector, const N: usize>(&self, q: usize, row: usize, block: &mut [f32]) {
-        let spec = &self.weights.spec;
+        let CellSpec { gate, candidate, update, .. } = self.weights.spec;
         let rows = self.operand.rows;
         let own = q - self.first;
         let h = lanes::<N>(self.h, row * self.stride + own * N);
@@ -138,9 +138,9 @@ impl StepBlocks<'_> {
             let input = |gate: usize| V::load(&inputs[gate][first..]);
             let h = V::load(&h[first..]);
             if !matches!(self.stage, CellStage::Candidate) {
-                for (slot, gate) in [(R, 0), (Z, 1)] {
-                    let sum = V::load(&block[at(slot)..]).add(input(gate));
-                    activate(&spec.gate, sum).store(&mut block[at(slot)..]);
+                for (slot, column) in [(R, 0), (Z, 1)] {
+                    let sum = V::load(&block[at(slot)..]).add(input(column));
+                    activate(&gate, sum).store(&mut block[at(slot)..]);
                 }
             }
             let (r, z) = (V::load(&block[at(R)..]), V::load(&block[at(Z)..]));
@@ -157,9 +157,9 @@ impl StepBlocks<'_> {
                     input(2).add_product(r, n_recurrent)
                 }
             };
-            let n = activate(&spec.candidate, sum);
+            let n = activate(&candidate, sum);
             n.store(&mut block[at(CANDIDATE)..]);
-            let new = match spec.update {
+            let new = match update {
                 Update::Overwrites => mix(h, n, z),
                 Update::Keeps => mix(n, h, z),
             };
