@@ -139,7 +139,7 @@ const ATTRIBUTES: [&str; 20] = [
     "end",
     "allowzero",
 ];
-const WORDS: [&str; 10] = [
+const WORDS: [&str; 14] = [
     "forward",
     "reverse",
     "bidirectional",
@@ -150,6 +150,10 @@ const WORDS: [&str; 10] = [
     "Affine",
     "ScaledTanh",
     "Elu",
+    "LeakyRelu",
+    "ThresholdedRelu",
+    "Softsign",
+    "Softplus",
 ];
 const TYPES: [i64; 8] = [1, 10, 11, 16, 7, 6, 9, 3];
 
