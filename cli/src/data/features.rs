@@ -130,6 +130,25 @@ impl SequenceTask<'_> {
     }
 }
 
+/// How the numbers of inputs and labels are scaled for the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scale {
+    /// By the mean and the standard deviation of the training set.
+    Standard,
+    /// Not at all: mean 0, deviation 1.
+    None,
+}
+
+impl Scale {
+    /// Returns the mean and the deviation that numbers, at least one, are scaled by.
+    pub fn of(self, values: &[f64]) -> (f64, f64) {
+        match self {
+            Self::Standard => mean_and_deviation(values),
+            Self::None => (0.0, 1.0),
+        }
+    }
+}
+
 /// Returns the mean and the standard deviation of numbers, at least one. The deviation of equal
 /// numbers (up to rounding) is 1.
 pub fn mean_and_deviation(values: &[f64]) -> (f64, f64) {

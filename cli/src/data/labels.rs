@@ -8,7 +8,7 @@ use gru_wgpu::{Example, Target};
 use ndarray::Array2;
 
 use crate::data::csv_table::CsvRow;
-use crate::data::features::{NumericLabel, Per, SequenceTask, Task, mean_and_deviation};
+use crate::data::features::{NumericLabel, Per, Scale, SequenceTask, Task, mean_and_deviation};
 use crate::data::table::SequenceTable;
 use crate::ui::output::{log, quote};
 
@@ -146,7 +146,7 @@ impl<'a> LabelReader<'a> {
     }
 
     /// Returns the scale of the labels of the training set.
-    pub fn numeric(&self, sequences: &[Range<usize>]) -> Result<NumericLabel> {
+    pub fn numeric(&self, sequences: &[Range<usize>], scale: Scale) -> Result<NumericLabel> {
         let labels = sequences.iter().map(|sequence| self.labels(sequence));
         let labels = labels.collect::<Result<Vec<_>>>()?;
         let numbers: Vec<_> = labels.into_iter().flatten().flatten().collect();
@@ -159,7 +159,7 @@ impl<'a> LabelReader<'a> {
             "{shown}: every label of the training set in column {column} is {first}; expected at least two different \
              labels"
         );
-        let (mean, deviation) = mean_and_deviation(&numbers);
+        let (mean, _) = mean_and_deviation(&numbers);
         let largest = numbers.iter().fold(0.0, |largest: f64, number| largest.max(number.abs()));
         let spread = numbers.iter().map(|number| (number - mean).abs()).fold(0.0, f64::max);
         // An f64 has sixteen digits.
@@ -168,6 +168,7 @@ impl<'a> LabelReader<'a> {
             "{shown}: the labels of the training set in column {column} differ from their mean, {mean}, by at most \
              {spread:e}, less than their precision; subtract their mean first"
         );
+        let (mean, deviation) = scale.of(&numbers);
         Ok(NumericLabel { per: self.task.per, mean, deviation })
     }
 

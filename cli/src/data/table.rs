@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ndarray::Array2;
 
 use crate::data::csv_table::{CsvOptions, CsvRow, CsvTable};
-use crate::data::features::{Feature, mean_and_deviation};
+use crate::data::features::{Feature, Scale};
 use crate::data::time_axis::{TimeAxis, TimeColumn};
 use crate::ui::output::{log, quote, quote_path};
 
@@ -209,12 +209,13 @@ impl SequenceTable {
         columns: &[usize],
         categorical: &[usize],
         sequences: &[Range<usize>],
+        scale: Scale,
     ) -> Result<Vec<Feature>> {
         let feature = |&column: &usize| {
             let rows = sequences.iter().flat_map(|sequence| self.rows(sequence));
             match categorical.contains(&column) || !self.csv.is_mostly_numeric(column) {
                 true => self.categorical(column, rows),
-                false => self.numeric(column, rows),
+                false => self.numeric(column, rows, scale),
             }
         };
         columns.iter().map(feature).collect::<Result<_>>().with_context(|| self.shown.clone())
@@ -224,12 +225,13 @@ impl SequenceTable {
         &self,
         column: usize,
         rows: impl Iterator<Item = CsvRow<'a>>,
+        scale: Scale,
     ) -> Result<Feature> {
         let values = rows.map(|row| self.value(row, column));
         let values: Vec<_> = values.filter_map(Result::transpose).collect::<Result<_>>()?;
         let name = quote(&self.csv.names[column]);
         ensure!(!values.is_empty(), "column {name} has no number in the training set");
-        let (mean, deviation) = mean_and_deviation(&values);
+        let (mean, deviation) = scale.of(&values);
         let column = self.csv.column_key(column);
         Ok(Feature::Numeric { column, mean, deviation })
     }

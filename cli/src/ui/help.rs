@@ -70,6 +70,8 @@ option("holdout", "FRACTION", "Fraction of the data to hold out for validation")
 option("missing", "WORD", "Further words for a missing value").rare().more("An empty cell, NA, N/A, null and none are always missing values. train: takes several words with \
          commas; missing inputs are replaced by their column's mean, and refused without this option. \
          forecast: missing values are interpolated."),
+option("scale", "standard|none", "Scaling of numeric inputs and labels").rare().more("standard: (cell - mean) / standard deviation, of the training set. none: the numbers as they are, and 0 for a \
+         missing input; for a network that was trained so."),
 option("delimiter", "CHAR", "Character between cells: , ; | : a space, or tab").rare().more("Default: the one of , ; tab | that gives all rows as many cells."),
 option("quote", "CHAR", "Quote around cells: \" or '").rare().more("Default: ' if every cell that begins with it also ends with it, else \"."),
 option("decimal", "CHAR", "Decimal mark of numbers: . or ,").rare().more("Default: a comma if numbers such as 20,5 occur and none such as 20.5, else a point. \

@@ -18,7 +18,7 @@ use gru_wgpu::DeviceKind;
 
 use super::training_run::{self, RunTarget};
 use crate::data::csv_table::CsvTable;
-use crate::data::features::{LabelColumns, Per, SequenceTask, Task, WindowSettings};
+use crate::data::features::{LabelColumns, Per, Scale, SequenceTask, Task, WindowSettings};
 use crate::data::fingerprint::{canonical, fingerprint};
 use crate::data::labels::{self, LabelReader};
 use crate::data::sequences::{SequenceSource, SequenceSplit};
@@ -96,6 +96,8 @@ struct SequenceColumnArgs {
     categorical: Option<String>,
     #[arg(long, value_delimiter = ',')]
     missing: Vec<String>,
+    #[arg(long, value_enum, default_value_t = Scale::Standard)]
+    scale: Scale,
 }
 
 const EXAMPLES: &str = "\
@@ -185,10 +187,11 @@ impl TrainArgs {
         training.batch = self.batch.map_or_else(|| default_batch(of_columns, &split), Ok)?;
         if task == Task::Regress {
             let labels = LabelReader::new(&split.train, of_columns)?;
-            columns.numeric = Some(labels.numeric(&split.rows.train)?);
+            columns.numeric = Some(labels.numeric(&split.rows.train, given.scale)?);
             training.loss = LossSetting::MeanSquared;
         }
-        let features = split.train.features(&features, &categorical, &split.rows.train)?;
+        let rows = &split.rows.train;
+        let features = split.train.features(&features, &categorical, rows, given.scale)?;
         let config = TrainConfig {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             task,
