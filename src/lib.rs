@@ -191,6 +191,9 @@
 //!   `tests/formats/` a round trip in `roundtrips.rs`, a file written by the format's own framework
 //!   in `models.rs`, and malformed files in `hostile.rs`. A format with named tensors implements
 //!   `StateDict` of `formats/state_dict.rs`, which finds the GRUs among them.
+//! - **A layout of weights**: `formats/weight_layout.rs`, its names and axes for reading in
+//!   `formats/state_dict/cells.rs` and for writing in `formats/layout_arrays.rs`, a round trip in
+//!   `tests/formats/layouts.rs`, and its framework in `tests/against_frameworks.py`.
 //! - **A data set**: your own [`Dataset`], outside the library. For one inside the library, a file
 //!   beside `training/dataset.rs`. For a table that the program reads, a file in `cli/src/data/`.
 //! - **An element type**: `spec/element.rs`, `UploadData` in `model/executor.rs`, `ELEMENT` in

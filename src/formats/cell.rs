@@ -7,6 +7,8 @@ use ndarray::{
 };
 
 use crate::error::{Error, Result, check_shape};
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
+use crate::spec::activation::Activation;
 use crate::spec::config::{Bias, GruConfig, Reset};
 use crate::spec::params::Params;
 
@@ -84,8 +86,8 @@ impl Cell {
         bias: Option<ArrayViewD<'_, f32>>,
     ) -> Result<Self> {
         let (input, hidden) = (kernel.nrows(), recurrent.nrows());
-        check_shape("the kernel [I, 3U]", &[input, 3 * hidden], kernel.shape())?;
         check_shape("the recurrent kernel [U, 3U]", &[hidden, 3 * hidden], recurrent.shape())?;
+        check_shape("the kernel [I, 3U]", &[input, 3 * hidden], kernel.shape())?;
         let rows = match &bias {
             Some(bias) if bias.ndim() == 2 => {
                 check_shape("the bias [2, 3U]", &[2, 3 * hidden], bias.shape())?;
@@ -180,8 +182,8 @@ impl Cell {
         bhn: Option<ArrayView1<'_, f32>>,
     ) -> Result<Self> {
         let (input, hidden) = (wx.ncols(), wh.ncols());
-        check_shape("Wx [3H, I]", &[3 * hidden, input], wx.shape())?;
         check_shape("Wh [3H, H]", &[3 * hidden, hidden], wh.shape())?;
+        check_shape("Wx [3H, I]", &[3 * hidden, input], wx.shape())?;
         if let Some(b) = &b {
             check_shape("b [3H]", &[3 * hidden], b.shape())?;
         }
@@ -260,6 +262,34 @@ impl Cell {
         }
         MlxCell { wx: self.weight_ih.clone(), wh: self.weight_hh.clone(), b, bhn }
     }
+
+    /// Negates the weights and biases of z, which exchanges the two meanings of z if
+    /// [`can_negate_z`].
+    #[cfg(any(feature = "npy", feature = "onnx", feature = "pytorch", feature = "safetensors"))]
+    pub(super) fn negate_z(&mut self) {
+        let hidden = self.weight_hh.ncols();
+        for weight in [&mut self.weight_ih, &mut self.weight_hh] {
+            weight.slice_mut(s![hidden..2 * hidden, ..]).mapv_inplace(|w| -w);
+        }
+        for bias in [&mut self.bias_ih, &mut self.bias_hh].into_iter().flatten() {
+            bias.slice_mut(s![hidden..2 * hidden]).mapv_inplace(|b| -b);
+        }
+    }
+}
+
+/// Returns true if negating the weights and biases of z turns [`Update::Overwrites`] into
+/// [`Update::Keeps`]: if 1 − f(a) = f(−a) for the gates' function f.
+///
+/// [`Update::Overwrites`]: crate::Update::Overwrites
+/// [`Update::Keeps`]: crate::Update::Keeps
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
+pub(super) fn can_negate_z(config: &GruConfig) -> bool {
+    let reverse = config.reverse_activations.unwrap_or(config.activations);
+    [config.activations.gate, reverse.gate].into_iter().all(|gate| match gate {
+        Activation::Sigmoid => true,
+        Activation::HardSigmoid { beta, .. } | Activation::Affine { beta, .. } => beta == 0.5,
+        _ => false,
+    })
 }
 
 /// Swaps the first two thirds along the first axis: from z, r, n to r, z, n or back.

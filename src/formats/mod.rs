@@ -7,12 +7,12 @@
 //!
 //! | format | feature | from or to a path | from or to a stream |
 //! |---|---|---|---|
-//! | safetensors: PyTorch's state dicts, this crate's own files | `safetensors` | `safetensors::{load, save}` | `safetensors::{read, write}` |
+//! | safetensors: state dicts, this crate's own files | `safetensors` | `safetensors::{load, save, save_as}` | `safetensors::{read, write, write_as}` |
 //! | safetensors: networks with a linear head | `safetensors` | `safetensors::{load_network, save_network}` | `safetensors::{read_network, write_network}` |
 //! | safetensors: gradients by name | `safetensors` | `safetensors::save_gradients` | `safetensors::write_gradients` |
 //! | PyTorch's files: `.pt`, `.pth`, `.bin`, `.ckpt` | `pytorch` | `pytorch::load` | `pytorch::read` |
 //! | ONNX: the GRU nodes of any model | `onnx` | `onnx::{load, save}` | `onnx::{read, write}` |
-//! | `.npz`: weights by name | `npy` | `npz::{load, save}` | `npz::{read, write}` |
+//! | `.npz`: weights in the layout of any framework | `npy` | `npz::{load, save}` | `npz::{read, write}` |
 //! | `.npz`: any arrays | `npy` | `npz::{load_arrays, save_arrays}` | `npz::{read_arrays, write_arrays}` |
 //! | `.npy`: data | `npy` | `npy::{load, load_as, load_lengths, save}` | `npy::{read, read_as, read_lengths, write}` |
 //!
@@ -34,8 +34,9 @@
 //! # Ok::<(), gru_wgpu::Error>(())
 //! ```
 //!
-//! [`Cell`] converts arrays of PyTorch, Keras, ONNX, MLX and Flax in both directions. A
-//! `Checkpoint` stores a network in the middle of training.
+//! The arrays of a safetensors file, an `.npz` or a `.pt` may have the names and axes of PyTorch,
+//! Keras, Flax, MLX or ONNX (`WeightLayout`); the names tell which. [`Cell`] converts single
+//! arrays. A `Checkpoint` stores a network in the middle of training.
 //!
 //! # Guarantees
 //!
@@ -55,7 +56,11 @@ mod cell;
 pub(crate) mod checkpoint_metadata;
 #[cfg(any(feature = "npy", feature = "onnx", feature = "pytorch", feature = "safetensors"))]
 pub(crate) mod files;
-#[cfg(any(feature = "onnx", feature = "safetensors"))]
+#[cfg(any(feature = "npy", feature = "safetensors"))]
+mod layout_arrays;
+#[cfg(any(feature = "npy", feature = "pytorch", feature = "safetensors"))]
+mod layout_names;
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
 pub(crate) mod metadata;
 #[cfg(feature = "npy")]
 pub mod npy;
@@ -69,9 +74,15 @@ pub mod onnx;
 pub mod pytorch;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
-#[cfg(any(feature = "pytorch", feature = "safetensors"))]
+#[cfg(any(feature = "npy", feature = "pytorch", feature = "safetensors"))]
 pub(crate) mod state_dict;
+#[cfg(any(feature = "npy", feature = "pytorch", feature = "safetensors"))]
+mod weight_layout;
+#[cfg(any(feature = "npy", feature = "pytorch"))]
+mod zip_archive;
 
 pub use cell::{Cell, FlaxCell, MlxCell};
-#[cfg(any(feature = "pytorch", feature = "safetensors"))]
+#[cfg(any(feature = "npy", feature = "pytorch", feature = "safetensors"))]
 pub use state_dict::StateDictOptions;
+#[cfg(any(feature = "npy", feature = "pytorch", feature = "safetensors"))]
+pub use weight_layout::WeightLayout;

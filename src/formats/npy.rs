@@ -254,26 +254,47 @@ fn wrong(error: ViewNpyError, expected: &str) -> Error {
     Error::format_from(reason, error)
 }
 
-/// Checks the header's size, nesting and shape, and returns its length in bytes.
-fn checked_header(bytes: &[u8]) -> Result<usize> {
-    const MAX_COMMAS: usize = 64;
+/// Reads the header of a stream and returns the array's shape.
+pub(super) fn read_shape(mut stream: impl Read) -> Result<Vec<usize>> {
+    let mut read = |len: u64, header: &mut Vec<u8>| {
+        let read = stream.by_ref().take(len).read_to_end(header);
+        read.map_err(|error| Error::format_from(format!("it cannot be read: {error}"), error))
+    };
+    let mut header = Vec::new();
+    read(12, &mut header)?;
+    let len = header_len(&header)?;
+    if len <= MAX_HEADER + 12 {
+        read((len as u64).saturating_sub(header.len() as u64), &mut header)?;
+    }
+    checked_header(&header)?;
+    let shape =
+        shape_of(&header).ok_or_else(|| Error::format("its header is not valid".to_owned()))?;
+    Ok(shape)
+}
+
+/// Returns the length of the header in bytes, with what stands before it.
+fn header_len(bytes: &[u8]) -> Result<usize> {
     if !bytes.starts_with(b"\x93NUMPY") {
         return Err(Error::format(
             "it does not start with the magic bytes of .npy; is it a .npy file?".to_owned(),
         ));
     }
-    let len = match (bytes.get(6), bytes.get(8..10), bytes.get(8..12)) {
-        (Some(1), Some(len), _) => 10 + usize::from(u16::from_le_bytes([len[0], len[1]])),
+    match (bytes.get(6), bytes.get(8..10), bytes.get(8..12)) {
+        (Some(1), Some(len), _) => Ok(10 + usize::from(u16::from_le_bytes([len[0], len[1]]))),
         (Some(2 | 3), _, Some(len)) => {
             let len = u32::from_le_bytes([len[0], len[1], len[2], len[3]]);
-            usize::try_from(len).unwrap_or(usize::MAX).saturating_add(12)
+            Ok(usize::try_from(len).unwrap_or(usize::MAX).saturating_add(12))
         }
-        _ => {
-            return Err(Error::format(
-                "its .npy version is not 1, 2 or 3, or its header is cut short".to_owned(),
-            ));
-        }
-    };
+        _ => Err(Error::format(
+            "its .npy version is not 1, 2 or 3, or its header is cut short".to_owned(),
+        )),
+    }
+}
+
+/// Checks the header's size, nesting and shape, and returns its length in bytes.
+fn checked_header(bytes: &[u8]) -> Result<usize> {
+    const MAX_COMMAS: usize = 64;
+    let len = header_len(bytes)?;
     let header = bytes.get(..len).filter(|_| len <= MAX_HEADER + 12);
     let header = header.ok_or_else(|| {
         Error::format(format!(
@@ -291,26 +312,44 @@ fn checked_header(bytes: &[u8]) -> Result<usize> {
                 .to_owned(),
         ));
     }
-    check_shape(&String::from_utf8_lossy(&header[if header[6] == 1 { 10 } else { 12 }..]))?;
+    check_shape(header)?;
     Ok(len)
 }
 
 /// Refuses a shape that is invalid or overflows even with its zeros counted as ones; ndarray-npy
 /// assumes that such shapes do not occur. It reports all other errors in a header itself.
-fn check_shape(header: &str) -> Result<()> {
-    let Ok(Value::Dict(entries)) = header.trim_end_matches('\n').parse() else { return Ok(()) };
-    let shape = entries.iter().find(|(key, _)| *key == Value::String("shape".to_owned()));
-    let Some((_, Value::Tuple(sizes))) = shape else { return Ok(()) };
-    let size = |size: &Value| match size {
-        Value::Integer(size) => usize::try_from(size).ok().map(|size| size.max(1)),
-        _ => None,
-    };
+fn check_shape(header: &[u8]) -> Result<()> {
+    let Some(sizes) = sizes(header) else { return Ok(()) };
+    let size = |size: &Value| Some(whole(size)?.max(1));
     let count = sizes.iter().try_fold(1usize, |count, next| count.checked_mul(size(next)?));
     match count {
         Some(count) if count <= isize::MAX as usize / size_of::<f64>() => Ok(()),
         _ => Err(Error::format(
             "its shape is not valid: a size is negative or the element count overflows".to_owned(),
         )),
+    }
+}
+
+/// Returns the shape in a header that has passed [`checked_header`].
+fn shape_of(header: &[u8]) -> Option<Vec<usize>> {
+    sizes(header)?.iter().map(whole).collect()
+}
+
+/// Returns the tuple of sizes in a header.
+fn sizes(header: &[u8]) -> Option<Vec<Value>> {
+    let text = String::from_utf8_lossy(&header[if header[6] == 1 { 10 } else { 12 }..]);
+    let Ok(Value::Dict(entries)) = text.trim_end_matches('\n').parse() else { return None };
+    let mut entries = entries.into_iter();
+    match entries.find(|(key, _)| *key == Value::String("shape".to_owned())) {
+        Some((_, Value::Tuple(sizes))) => Some(sizes),
+        _ => None,
+    }
+}
+
+fn whole(size: &Value) -> Option<usize> {
+    match size {
+        Value::Integer(size) => usize::try_from(size).ok(),
+        _ => None,
     }
 }
 

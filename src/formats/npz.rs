@@ -1,81 +1,87 @@
 //! NumPy's `.npz` archives: arrays by name.
 //!
 //! ```no_run
-//! use gru_wgpu::{GruConfig, formats::npz};
+//! use gru_wgpu::formats::{StateDictOptions, WeightLayout, npz};
 //!
 //! # fn main() -> gru_wgpu::Result<()> {
-//! let config = GruConfig::pytorch(3, 16);
-//! let options = npz::NpzOptions::new();
-//! let params = npz::load("encoder.npz", &config, |name| format!("encoder/{name}"), &options)?;
-//! npz::save("gru.npz", &params, str::to_owned)?; // under PyTorch's names
+//! // In Python: numpy.savez("keras.npz", **{w.path: w.numpy() for w in model.weights})
+//! let options = StateDictOptions::new().with_prefix("sequential/gru");
+//! let params = npz::load("keras.npz", &options)?;
+//! npz::save("gru.npz", &params, WeightLayout::Pytorch)?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! For layouts other than PyTorch's, read and write plain arrays with [`load_arrays`] and
-//! [`save_arrays`], and convert them with [`Cell`](super::Cell).
+//! A written file holds its definition in the archive's comment, which NumPy ignores, so it is read
+//! again in the same definition. [`load_arrays`] and [`save_arrays`] read and write any arrays.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::Path;
 
 use ndarray::{ArrayD, ArrayViewD};
 use zip::{CompressionMethod, ZipArchive};
 
-use super::files::{self, ByteSource, check_finite};
+use super::files::{self, ByteSource};
+use super::layout_arrays;
+use super::metadata::{CONFIG_KEY, read_config, write_config};
 use super::npy;
+use super::state_dict::{StateDict, StateDictOptions, StoredConfig, parse};
+use super::weight_layout::WeightLayout;
+use super::zip_archive;
 use crate::error::{Error, Result, quote};
-use crate::spec::config::GruConfig;
 use crate::spec::params::Params;
 
-/// Options for reading weights from an `.npz` file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct NpzOptions {
-    /// True to accept weights that are infinite or NaN.
-    pub allow_non_finite: bool,
-}
-
-impl NpzOptions {
-    /// Returns the default options: only finite weights.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets whether weights that are infinite or NaN are accepted.
-    #[must_use]
-    pub fn with_non_finite(self, allow_non_finite: bool) -> Self {
-        Self { allow_non_finite }
-    }
-}
-
-/// Reads the parameters of a model with configuration `config`. `name` maps a parameter's name to
-/// the name of its array in the file. Ignores other arrays. Converts float16 and float64.
+/// Reads a GRU's parameters, from arrays in the layout of any framework ([`WeightLayout`]). Sizes,
+/// layers, directions and biases follow from the names and shapes of the arrays; a file of [`save`]
+/// holds the whole definition. Ignores other arrays. Converts float16 and float64.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Format`] if the file is not an archive of arrays, or an array is missing
-/// or does not have the shape that `config` requires; the errors of [`GruConfig::validate`].
-pub fn load(
-    path: impl AsRef<Path>,
-    config: &GruConfig,
-    name: impl Fn(&str) -> String,
-    options: &NpzOptions,
-) -> Result<Params> {
-    config.validate()?;
-    files::open(path.as_ref(), |source| Archive::open(source)?.params(config, name, options))
+/// [`Error::Io`]; [`Error::Choice`] if the file holds no GRU, several, or not the one that the
+/// options name; [`Error::Format`] if it is not an archive of arrays or its GRU cannot be used.
+pub fn load(path: impl AsRef<Path>, options: &StateDictOptions) -> Result<Params> {
+    files::open(path.as_ref(), |source| NpzFile::open(source)?.read_gru(options))
 }
 
 /// Like [`load`], from a stream.
 ///
 /// # Errors
 /// The errors of [`load`].
-pub fn read(
-    from: impl Read + Seek,
-    config: &GruConfig,
-    name: impl Fn(&str) -> String,
-    options: &NpzOptions,
-) -> Result<Params> {
-    config.validate()?;
-    Archive::open(ByteSource::new(from)?)?.params(config, name, options)
+pub fn read(from: impl Read + Seek, options: &StateDictOptions) -> Result<Params> {
+    NpzFile::open(ByteSource::new(from)?)?.read_gru(options)
+}
+
+/// Returns the prefix of every GRU in a file; `""` for a GRU without a prefix.
+///
+/// # Errors
+/// The errors of [`load`].
+pub fn prefixes(path: impl AsRef<Path>) -> Result<Vec<String>> {
+    files::open(path.as_ref(), |source| Ok(NpzFile::open(source)?.prefixes()))
+}
+
+/// Like [`prefixes`], from a stream.
+///
+/// # Errors
+/// The errors of [`load`].
+pub fn read_prefixes(from: impl Read + Seek) -> Result<Vec<String>> {
+    Ok(NpzFile::open(ByteSource::new(from)?)?.prefixes())
+}
+
+/// Returns the layout of the GRU that the options choose.
+///
+/// # Errors
+/// The errors of [`load`].
+pub fn layout(path: impl AsRef<Path>, options: &StateDictOptions) -> Result<WeightLayout> {
+    files::open(path.as_ref(), |source| NpzFile::open(source)?.layout(options))
+}
+
+/// Like [`layout`], from a stream.
+///
+/// # Errors
+/// The errors of [`load`].
+pub fn read_layout(from: impl Read + Seek, options: &StateDictOptions) -> Result<WeightLayout> {
+    NpzFile::open(ByteSource::new(from)?)?.layout(options)
 }
 
 /// Reads the arrays with these names, in the order of the names.
@@ -100,21 +106,38 @@ pub fn read_arrays<const N: usize>(
     Archive::open(ByteSource::new(from)?)?.arrays(names)
 }
 
-/// Writes every parameter as an array, uncompressed. `name` maps a parameter's name to the name of
-/// its array. `numpy.load` reads the file.
+/// Writes a GRU's parameters in a layout, uncompressed, and their definition as the archive's
+/// comment. `numpy.load` reads the file. In the layout of PyTorch every definition is read again
+/// bit for bit. In another layout what z means is converted, and biases that the framework has no
+/// place for are added to others. Does not write a head.
 ///
 /// # Errors
-/// [`Error::Io`], also if two arrays have the same name.
-pub fn save(path: impl AsRef<Path>, params: &Params, name: impl Fn(&str) -> String) -> Result<()> {
-    save_arrays(path, named(params, name))
+/// [`Error::Io`]; [`Error::Conflict`] for a configuration that the framework cannot express:
+/// zoneout; a clip, except in the layout of ONNX; [`Reset::Before`](crate::Reset::Before) in those
+/// of Flax and MLX; other activations in that of MLX;
+/// [`Update::Overwrites`](crate::Update::Overwrites) with a gate function for which
+/// 1 − f(a) = f(−a) does not hold.
+pub fn save(path: impl AsRef<Path>, params: &Params, layout: WeightLayout) -> Result<()> {
+    let arrays = layout_arrays::arrays(params, layout)?;
+    files::write_whole(path, |to| put(views(&arrays), &comment(params), to))
 }
 
 /// Like [`save`], to a stream. The stream must seek, because sizes are filled in after the arrays.
 ///
 /// # Errors
 /// The errors of [`save`].
-pub fn write(to: impl Write + Seek, params: &Params, name: impl Fn(&str) -> String) -> Result<()> {
-    write_arrays(to, named(params, name))
+pub fn write(to: impl Write + Seek, params: &Params, layout: WeightLayout) -> Result<()> {
+    let arrays = layout_arrays::arrays(params, layout)?;
+    files::write_stream(to, |to| put(views(&arrays), &comment(params), to))
+}
+
+fn views(arrays: &[(String, ArrayD<f32>)]) -> impl Iterator<Item = (String, ArrayViewD<'_, f32>)> {
+    arrays.iter().map(|(name, array)| (name.clone(), array.view()))
+}
+
+/// Returns the text that a written archive has as its comment.
+fn comment(params: &Params) -> String {
+    format!("{CONFIG_KEY} {}", write_config(params.layout().config(), None))
 }
 
 /// Writes arrays under the given names, uncompressed.
@@ -125,7 +148,7 @@ pub fn save_arrays<'a>(
     path: impl AsRef<Path>,
     arrays: impl IntoIterator<Item = (String, ArrayViewD<'a, f32>)>,
 ) -> Result<()> {
-    files::write_whole(path, |to| put(arrays, to))
+    files::write_whole(path, |to| put(arrays, "", to))
 }
 
 /// Like [`save_arrays`], to a stream, which must seek as for [`write()`].
@@ -136,21 +159,16 @@ pub fn write_arrays<'a>(
     to: impl Write + Seek,
     arrays: impl IntoIterator<Item = (String, ArrayViewD<'a, f32>)>,
 ) -> Result<()> {
-    files::write_stream(to, |to| put(arrays, to))
-}
-
-fn named(
-    params: &Params,
-    name: impl Fn(&str) -> String,
-) -> impl Iterator<Item = (String, ArrayViewD<'_, f32>)> {
-    params.iter().map(move |(ours, array)| (name(ours), array))
+    files::write_stream(to, |to| put(arrays, "", to))
 }
 
 fn put<'a>(
     arrays: impl IntoIterator<Item = (String, ArrayViewD<'a, f32>)>,
+    comment: &str,
     to: impl Write + Seek,
 ) -> io::Result<()> {
     let mut archive = zip::ZipWriter::new(to);
+    archive.set_comment(comment);
     let stored = zip::write::SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)
         .large_file(true);
@@ -164,37 +182,69 @@ fn put<'a>(
     Ok(())
 }
 
+/// An archive whose headers are read, from which arrays can be read.
+struct NpzFile<S: Read + Seek> {
+    archive: Archive<S>,
+    /// The shape of each array by its name, or what is wrong with its header.
+    shapes: BTreeMap<String, Result<Vec<usize>>>,
+    /// At most the bytes that the entries unpack to.
+    len: u64,
+}
+
+impl<S: Read + Seek> NpzFile<S> {
+    fn open(source: ByteSource<S>) -> Result<Self> {
+        let mut archive = Archive::open(source)?;
+        let (mut shapes, mut len) = (BTreeMap::new(), 0u64);
+        for at in 0..archive.0.len() {
+            let Ok(entry) = archive.0.by_index(at) else { continue };
+            let Some(name) = entry.name().strip_suffix(".npy").map(str::to_owned) else { continue };
+            len = len.saturating_add(entry.size().min(unpacked_len(&entry)));
+            let shape = npy::read_shape(entry);
+            // Only the arrays of GRUs must be in order. Those of other layouts are checked when
+            // they are read.
+            if parse(&name).is_some() {
+                shape.clone().map_err(|error| error.within(&in_array(&name)))?;
+            }
+            shapes.insert(name, shape);
+        }
+        Ok(Self { archive, shapes, len })
+    }
+}
+
+impl<S: Read + Seek> StateDict for NpzFile<S> {
+    fn names(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        self.shapes.keys().map(|name| Cow::Borrowed(&**name))
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.shapes.get(name)?.as_ref().ok().cloned()
+    }
+
+    fn tensor(&mut self, name: &str) -> Result<ArrayD<f32>> {
+        match self.shapes.get(name) {
+            None => Err(Error::format(format!("there is no array {}", quote(name)))),
+            Some(Err(error)) => Err(error.clone().within(&in_array(name))),
+            Some(Ok(shape)) => self.archive.array(name, Some(shape)),
+        }
+    }
+
+    fn file_len(&self) -> u64 {
+        self.len
+    }
+
+    fn stored_config(&self) -> Result<Option<StoredConfig>> {
+        let comment = std::str::from_utf8(self.archive.0.comment()).unwrap_or("");
+        let Some(text) = comment.strip_prefix(CONFIG_KEY) else { return Ok(None) };
+        let (config, readout) = read_config(text)?;
+        Ok(Some(StoredConfig { config, readout, is_of_all: false }))
+    }
+}
+
 struct Archive<S: Read + Seek>(ZipArchive<BufReader<S>>);
 
 impl<S: Read + Seek> Archive<S> {
     fn open(source: ByteSource<S>) -> Result<Self> {
-        let archive = ZipArchive::new(BufReader::new(source.into_inner()));
-        let wrong = |error: zip::result::ZipError| Error::format_from(error.to_string(), error);
-        Ok(Self(archive.map_err(wrong)?))
-    }
-
-    fn params(
-        &mut self,
-        config: &GruConfig,
-        name: impl Fn(&str) -> String,
-        options: &NpzOptions,
-    ) -> Result<Params> {
-        // Read all arrays before allocating the parameters: the file's length bounds the arrays,
-        // but `config` may require more.
-        let mut arrays = Vec::new();
-        for (ours, shape) in config.tensors() {
-            let theirs = name(&ours);
-            let array = self.array(&theirs, Some(&shape))?;
-            if !options.allow_non_finite {
-                check_finite(&theirs, array.iter())?;
-            }
-            arrays.push((ours, array));
-        }
-        let mut params = Params::zeros(config)?;
-        for (ours, array) in arrays {
-            params.set(&ours, array.view())?;
-        }
-        Ok(params)
+        Ok(Self(zip_archive::open(source.into_inner())?))
     }
 
     fn arrays<const N: usize>(&mut self, names: [&str; N]) -> Result<[ArrayD<f32>; N]> {
@@ -206,17 +256,16 @@ impl<S: Read + Seek> Archive<S> {
     /// trusted: this unpacks at most the bytes that an array of the given shape takes, or, without
     /// a shape, at most what deflate can have packed into the entry's compressed bytes.
     fn array(&mut self, name: &str, shape: Option<&[usize]>) -> Result<ArrayD<f32>> {
-        const MAX_RATIO: u64 = 1032; // the largest compression ratio of deflate
         let quoted = quote(name);
         let entry = self.0.by_name(&format!("{name}.npy"));
         let entry = entry.map_err(|error| {
             Error::format_from(format!("the array {quoted} cannot be read: {error}"), error)
         })?;
         let max_data = match shape {
-            Some(shape) => 8 * shape.iter().product::<usize>() as u64,
-            None => entry.compressed_size().saturating_mul(MAX_RATIO),
+            Some(shape) => 8 * shape.iter().product::<usize>() as u64, // the header was checked
+            None => unpacked_len(&entry),
         };
-        let in_array = |error: Error| error.within(&format!("the array {quoted}"));
+        let in_array = |error: Error| error.within(&in_array(name));
         let max_len = max_data.saturating_add(npy::MAX_OVERHEAD);
         let bytes = npy::AlignedBytes::from_stream(entry.take(max_len)).map_err(in_array)?;
         let (array, _) = npy::parse(bytes).map_err(in_array)?;
@@ -228,4 +277,14 @@ impl<S: Read + Seek> Archive<S> {
             _ => Ok(array),
         }
     }
+}
+
+/// Returns the most bytes that an entry can unpack to.
+fn unpacked_len<R: Read>(entry: &zip::read::ZipFile<'_, R>) -> u64 {
+    const MAX_RATIO: u64 = 1032; // the largest compression ratio of deflate
+    entry.compressed_size().saturating_mul(MAX_RATIO)
+}
+
+fn in_array(name: &str) -> String {
+    format!("the array {}", quote(name))
 }

@@ -30,12 +30,12 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::checkpoint_metadata::{CHECKPOINT_KEY, CheckpointMetadata};
 use super::files::{self, ByteSource};
+use super::layout_arrays;
 use super::metadata::{CONFIG_KEY, read_config, write_config};
 use super::numbers::FloatType;
-use super::state_dict::{StateDict, StateDictOptions, is_head_parameter, network_name};
+use super::state_dict::{StateDict, StateDictOptions, StoredConfig, network_name};
+use super::weight_layout::WeightLayout;
 use crate::error::{Error, Result, quote};
-use crate::spec::config::GruConfig;
-use crate::spec::head::Readout;
 use crate::spec::params::{Gradients, ParamLayout, Params};
 
 /// The longest header that the crate `safetensors` allows, in bytes.
@@ -45,9 +45,9 @@ const MAX_HEADER: u64 = 100_000_000;
 pub type SafetensorsOptions = StateDictOptions;
 
 /// Reads a GRU's parameters. A file written by this crate holds the configuration in its metadata.
-/// Any other file is read as PyTorch's `nn.GRU` (or `nn.GRUCell`): sizes, layers, directions and
-/// biases follow from the names and shapes of the tensors. f16 and bf16 are widened to f32, f64 is
-/// rounded.
+/// Any other file is read as PyTorch's `nn.GRU` (or `nn.GRUCell`), or as the GRU of another
+/// framework that its names tell ([`WeightLayout`]): sizes, layers, directions and biases follow
+/// from the names and shapes of the tensors. f16 and bf16 are widened to f32, f64 is rounded.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Choice`] if the file holds no GRU, several, or not the one that the
@@ -81,6 +81,22 @@ pub fn read_prefixes(from: impl Read + Seek) -> Result<Vec<String>> {
     Ok(Tensors::open(ByteSource::new(from)?)?.prefixes())
 }
 
+/// Returns the layout of the GRU that the options choose.
+///
+/// # Errors
+/// The errors of [`load`].
+pub fn layout(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<WeightLayout> {
+    files::open(path.as_ref(), |source| Tensors::open(source)?.layout(options))
+}
+
+/// Like [`layout`], from a stream.
+///
+/// # Errors
+/// The errors of [`load`].
+pub fn read_layout(from: impl Read + Seek, options: &SafetensorsOptions) -> Result<WeightLayout> {
+    Tensors::open(ByteSource::new(from)?)?.layout(options)
+}
+
 /// Writes a GRU's parameters under PyTorch's names and the configuration in the file's metadata, so
 /// every configuration loads back bit for bit. Does not write a head; [`save_network`] does.
 ///
@@ -100,15 +116,54 @@ pub fn write(to: impl Write, params: &Params) -> Result<()> {
     files::write_stream(to, |to| to.write_all(&file))
 }
 
+/// Like [`save`], under the names and with the axes of another framework, which `layout` names. The
+/// metadata holds the configuration here too. What z means is converted; biases that the framework
+/// has no place for are added to others.
+///
+/// ```no_run
+/// use gru_wgpu::formats::{WeightLayout, safetensors};
+/// use gru_wgpu::{GruConfig, Init, Params};
+///
+/// let params = Params::init(&GruConfig::pytorch(3, 8), Init::Uniform, 1)?;
+/// // In Python: mlx.nn.GRU(3, 8).load_weights("gru.safetensors")
+/// safetensors::save_as("gru.safetensors", &params, WeightLayout::Mlx)?;
+/// # Ok::<(), gru_wgpu::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Conflict`] for a configuration that the framework cannot express:
+/// zoneout; a clip, except in the layout of ONNX; [`Reset::Before`](crate::Reset::Before) in those
+/// of Flax and MLX; other activations in that of MLX;
+/// [`Update::Overwrites`](crate::Update::Overwrites) with a gate function for which
+/// 1 − f(a) = f(−a) does not hold.
+pub fn save_as(path: impl AsRef<Path>, params: &Params, layout: WeightLayout) -> Result<()> {
+    let file = encode_as(params, layout)?;
+    files::write_whole(path, |to| to.write_all(&file))
+}
+
+/// Like [`save_as`], to a stream.
+///
+/// # Errors
+/// The errors of [`save_as`].
+pub fn write_as(to: impl Write, params: &Params, layout: WeightLayout) -> Result<()> {
+    let file = encode_as(params, layout)?;
+    files::write_stream(to, |to| to.write_all(&file))
+}
+
 fn encode_gru(params: &Params) -> Result<Vec<u8>> {
+    encode_as(params, WeightLayout::Pytorch)
+}
+
+fn encode_as(params: &Params, layout: WeightLayout) -> Result<Vec<u8>> {
     let config = write_config(params.layout().config(), None);
-    let gru = params.iter().filter(|(name, _)| !is_head_parameter(name));
-    encode_tensors(gru, Some((CONFIG_KEY, config)))
+    let arrays = layout_arrays::arrays(params, layout)?;
+    let views = arrays.iter().map(|(name, array)| (name.as_str(), array.view()));
+    encode_tensors(views, Some((CONFIG_KEY, config)))
 }
 
 /// Writes the parameters of a network: a GRU and its head. PyTorch's `load_state_dict` loads the
 /// file into a module with an `nn.GRU` called `gru` and an `nn.Linear` called `head`. The metadata
-/// holds the configuration and the head's [`Readout`].
+/// holds the configuration and the head's [`Readout`](crate::Readout).
 ///
 /// # Errors
 /// [`Error::Conflict`] if there is no head; [`Error::Io`].
@@ -139,7 +194,7 @@ fn encode_network(params: &Params) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// The errors of [`load`], and [`Error::Format`] if there is no head or the metadata has no
-/// [`Readout`] for it.
+/// [`Readout`](crate::Readout) for it.
 pub fn load_network(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Params> {
     files::open(path.as_ref(), |source| Tensors::open(source)?.read_network(options))
 }
@@ -320,17 +375,14 @@ impl<S: Read + Seek> StateDict for Tensors<S> {
 
     /// The tensors may have been moved under a prefix since. All GRUs of a checkpoint have the same
     /// configuration.
-    fn stored_config(&self) -> Result<Option<(GruConfig, Option<Readout>)>> {
+    fn stored_config(&self) -> Result<Option<StoredConfig>> {
+        let stored = |(config, readout), is_of_all| StoredConfig { config, readout, is_of_all };
         if let Some(entry) = self.entry(CHECKPOINT_KEY) {
-            return read_config(CheckpointMetadata::parse(entry)?.model()?).map(Some);
+            let entry = CheckpointMetadata::parse(entry)?;
+            return Ok(Some(stored(read_config(entry.model()?)?, true)));
         }
-        let Some(config) = self.entry(CONFIG_KEY) else { return Ok(None) };
-        match self.prefixes().len() {
-            1 => read_config(config).map(Some),
-            count => Err(Error::format(format!(
-                "its metadata describes one GRU, but the file holds {count}; save each GRU to its own file"
-            ))),
-        }
+        let config = self.entry(CONFIG_KEY).map(read_config).transpose()?;
+        Ok(config.map(|config| stored(config, false)))
     }
 }
 

@@ -1,34 +1,60 @@
 //! GRUs and heads among the named tensors of a file, whatever the file's format.
 //!
-//! A GRU's tensors have PyTorch's names under a prefix, such as `encoder.gru.weight_ih_l0`. Their
-//! shapes give sizes, layers, directions and biases. A weight may be stored in another form:
-//!
-//! | stored | the weight |
-//! |---|---|
-//! | `NAME_raw` (weight drop) | the stored tensor: evaluation drops nothing |
-//! | `NAME_g`, `NAME_v` (weight norm) | g · v / ‖v‖ |
-//! | `parametrizations.NAME.original0`, `original1` (weight norm) | the same, as g and v |
+//! A GRU's tensors have the names of a framework ([`WeightLayout`]) under a prefix, such as
+//! `encoder.gru.weight_ih_l0`. Names and shapes give sizes, layers, directions and biases. The
+//! metadata of this crate's own files gives the whole definition.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use ndarray::{ArrayD, Axis};
+use ndarray::ArrayD;
 
-use super::files::check_finite;
+use self::cells::CellArrays;
+use self::choice::{Choice, Chosen, Found, prefixes_of};
+use super::cell::Cell;
+use super::layout_names::stored_bias;
+use super::weight_layout::WeightLayout;
 use crate::error::{Error, Result, quote};
-use crate::spec::config::{Bias, Direction, GruConfig};
-#[cfg(feature = "safetensors")]
-use crate::spec::head::Head;
+use crate::spec::config::{Bias, Direction, GruConfig, Reset, Update};
 use crate::spec::head::Readout;
-use crate::spec::params::{HEAD_BIAS, HEAD_WEIGHT, ParamLayout, Params};
+use crate::spec::params::{ParamLayout, Params};
 
-/// Options for reading a GRU from a state dict.
+mod cells;
+mod choice;
+mod layers;
+mod pytorch;
+
+pub(crate) use self::pytorch::PytorchNames;
+
+#[cfg(any(feature = "npy", feature = "safetensors"))]
+pub(super) use self::pytorch::is_head_parameter;
+#[cfg(feature = "safetensors")]
+pub(super) use self::pytorch::network_name;
+#[cfg(any(feature = "npy", feature = "pytorch"))]
+pub(super) use self::pytorch::parse;
+
+/// Options for reading a GRU from a file of named tensors.
+///
+/// ```
+/// use gru_wgpu::Reset;
+/// use gru_wgpu::formats::{StateDictOptions, WeightLayout};
+///
+/// // The two layers of a model of Keras, made without biases and with reset_after=False.
+/// let options = StateDictOptions::new()
+///     .with_prefix("sequential/gru,sequential/gru_1")
+///     .with_layout(WeightLayout::Keras)
+///     .with_reset(Reset::Before);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StateDictOptions {
-    /// The prefix of the GRU's tensor names, in front of `weight_ih_l0`. With `None` the file must
-    /// hold exactly one GRU.
+    /// The prefix of the GRU's tensor names, in front of `weight_ih_l0` or `kernel`. With `None`
+    /// the file must hold exactly one GRU.
     pub prefix: Option<String>,
+    /// The framework whose names and axes the tensors have. With `None` the names tell.
+    pub layout: Option<WeightLayout>,
+    /// Where the reset gate acts, for tensors that do not tell: those of ONNX, and those of Keras
+    /// without a bias.
+    pub reset: Option<Reset>,
     /// True to accept weights that are infinite or NaN.
     pub allow_non_finite: bool,
 }
@@ -39,13 +65,27 @@ impl StateDictOptions {
         Self::default()
     }
 
-    /// Sets the GRU's prefix, with or without its last dot. `None` means the file's only GRU.
+    /// Sets the GRU's prefix, with or without its last dot or slash. `None` means the file's only
+    /// GRU.
     ///
     /// Commas join GRUs or GRU cells of one layer to the layers of one GRU, and a plus joins the
     /// two directions of a layer: `cell0,cell1` or `forward0+backward0,forward1+backward1`.
     #[must_use]
     pub fn with_prefix<'a>(self, prefix: impl Into<Option<&'a str>>) -> Self {
         Self { prefix: prefix.into().map(str::to_owned), ..self }
+    }
+
+    /// Sets the framework whose names and axes the tensors have. `None` means that the names tell.
+    #[must_use]
+    pub fn with_layout(self, layout: impl Into<Option<WeightLayout>>) -> Self {
+        Self { layout: layout.into(), ..self }
+    }
+
+    /// Sets where the reset gate acts, for tensors that do not tell. Another place than the one
+    /// that a file tells is an error.
+    #[must_use]
+    pub fn with_reset(self, reset: impl Into<Option<Reset>>) -> Self {
+        Self { reset: reset.into(), ..self }
     }
 
     /// Sets whether weights that are infinite or NaN are accepted.
@@ -55,49 +95,72 @@ impl StateDictOptions {
     }
 }
 
-/// The kinds of a GRU's tensors. `weight_hr` is a projection, which only an LSTM has.
-const KINDS: [&str; 5] = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"];
+/// The definition that this crate stored in a file.
+pub(crate) struct StoredConfig {
+    pub config: GruConfig,
+    /// What the head reads, if there is one.
+    #[cfg_attr(not(feature = "safetensors"), expect(dead_code, reason = "only there is a head"))]
+    pub readout: Option<Readout>,
+    /// True if every GRU of the file has this definition, as in a checkpoint.
+    pub is_of_all: bool,
+}
 
 /// Tensors by name, as a file holds them.
-pub(crate) trait StateDict {
+pub(crate) trait StateDict: Sized {
     /// Returns the names of all tensors.
     fn names(&self) -> impl Iterator<Item = Cow<'_, str>>;
 
-    /// Returns the shape of a tensor, or `None` if there is none of this name.
+    /// Returns the shape of a tensor, or `None` if there is none of this name, or it is damaged.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
 
     /// Reads a tensor.
     fn tensor(&mut self, name: &str) -> Result<ArrayD<f32>>;
 
-    /// The length of the file in bytes.
+    /// The length of the file in bytes; if it is compressed, at most that of its contents.
     fn file_len(&self) -> u64;
 
-    /// Returns the configuration and the head's readout that this crate stored in the file, or
-    /// `None` for a file of another writer.
-    fn stored_config(&self) -> Result<Option<(GruConfig, Option<Readout>)>> {
+    /// Returns the definition that this crate stored in the file, or `None` for a file of another
+    /// writer.
+    fn stored_config(&self) -> Result<Option<StoredConfig>> {
         Ok(None)
     }
 
     /// Reads the GRU that the options choose.
     fn read_gru(&mut self, options: &StateDictOptions) -> Result<Params> {
-        let non_finite = options.allow_non_finite;
-        if let Some(layers) = self.joined(options.prefix.as_deref()) {
-            return self.read_joined(&layers, non_finite);
-        }
-        let prefix = self.choose(options.prefix.as_deref())?;
-        let config = match self.stored_config()? {
-            Some((config, _)) => config,
-            None => self.infer(&prefix)?,
+        let params = match self.choose(options)? {
+            Chosen::One(gru) => self.read_one(gru, options)?,
+            Chosen::Own(cells, config) => self.read_own(&cells, &config, options)?,
+            Chosen::Joined(layers) => self.read_joined(&layers, options)?,
         };
-        self.expect_tensors(&prefix, &config)?;
-        self.params(&prefix, ParamLayout::new(&config)?, non_finite)
+        let found = params.layout().config().reset;
+        match options.reset {
+            Some(asked) if asked != found => Err(Error::format(format!(
+                "the reset gate of its GRU acts {} the product, as its tensors tell, but {} was \
+                 asked for; leave this option out",
+                reset_word(found),
+                reset_word(asked)
+            ))),
+            _ => Ok(params),
+        }
+    }
+
+    /// Returns the layout of the GRU that the options choose.
+    fn layout(&self, options: &StateDictOptions) -> Result<WeightLayout> {
+        Ok(match self.choose(options)? {
+            Chosen::One(gru) => gru.layout(),
+            Chosen::Own(cells, _) => cells[0].form.layout(),
+            Chosen::Joined(layers) => layers[0][0].layout(),
+        })
     }
 
     /// Reads the network that the options choose, of a file that this crate wrote.
     #[cfg(feature = "safetensors")]
     fn read_network(&mut self, options: &StateDictOptions) -> Result<Params> {
-        let prefix = self.choose(options.prefix.as_deref())?;
-        let Some((config, Some(readout))) = self.stored_config()? else {
+        let pytorch = options.clone().with_layout(WeightLayout::Pytorch);
+        let prefix =
+            self.choose_one(options, options.prefix.as_deref(), &self.grus(&pytorch))?.prefix();
+        let stored = self.stored_of(&prefix)?;
+        let Some(StoredConfig { config, readout: Some(readout), .. }) = stored else {
             let reason = "its metadata describes no GRU with a head; expected a file written by \
                           save_network or a checkpoint";
             return Err(Error::format(reason.to_owned()));
@@ -109,276 +172,13 @@ pub(crate) trait StateDict {
     /// Returns the prefix of every GRU in the file, sorted. If no GRU is complete, returns those
     /// that lack tensors, so that the error says which.
     fn prefixes(&self) -> Vec<String> {
-        let (mut complete, mut incomplete) = (Vec::new(), Vec::new());
-        for (prefix, group) in self.groups() {
-            match self.completeness(&prefix, &group) {
-                Completeness::Complete(_) => complete.push(prefix),
-                Completeness::Incomplete => incomplete.push(prefix),
-                Completeness::NoGru => {}
-            }
-        }
-        if complete.is_empty() { incomplete } else { complete }
+        prefixes_of(&self.grus(&StateDictOptions::new()))
     }
 
-    /// Returns the GRU parameters in the file by their prefix.
-    fn groups(&self) -> BTreeMap<String, BTreeSet<Parameter>> {
-        let mut groups = BTreeMap::<_, BTreeSet<_>>::new();
-        for name in self.names() {
-            if let Some((prefix, parameter)) = parse(&name) {
-                // Looked up first: most names share a prefix, which then need not be copied.
-                match groups.get_mut(prefix) {
-                    Some(group) => drop(group.insert(parameter)),
-                    None => drop(groups.insert(prefix.to_owned(), BTreeSet::from([parameter]))),
-                }
-            }
-        }
-        groups
-    }
-
-    /// Returns whether the parameters under a prefix are a GRU's: whether their shapes match three
-    /// gates. (An LSTM has four gates, a plain RNN one.)
-    fn completeness(&self, prefix: &str, group: &BTreeSet<Parameter>) -> Completeness {
-        let shape = |kind, cell: Cell| self.stored_shape(prefix, &Parameter { kind, cell }.name());
-        let cells: BTreeSet<_> =
-            group.iter().filter(|p| p.kind < 2).map(|parameter| parameter.cell).collect();
-        let mut found = Completeness::NoGru;
-        for cell in cells {
-            let (ih, hh) = (shape(0, cell), shape(1, cell));
-            match (ih.as_deref(), hh.as_deref()) {
-                (Some(&[rows, _]), Some(&[gates, hidden]))
-                    if rows == gates && hidden.checked_mul(3) == Some(gates) =>
-                {
-                    return Completeness::Complete(hidden);
-                }
-                (Some(&[rows, _]), None) if rows % 3 == 0 => found = Completeness::Incomplete,
-                (None, Some(&[gates, hidden])) if hidden.checked_mul(3) == Some(gates) => {
-                    found = Completeness::Incomplete;
-                }
-                _ => {}
-            }
-        }
-        found
-    }
-
-    /// Returns the prefix of the requested GRU, or of the only one.
-    fn choose(&self, asked: Option<&str>) -> Result<String> {
-        let found = self.prefixes();
-        let chosen = match asked {
-            Some(asked) => find_prefix(&found, asked),
-            None if found.len() == 1 => found.first(),
-            None => None,
-        };
-        chosen.cloned().ok_or_else(|| Error::Choice {
-            within: "the file".to_owned(),
-            of: "GRU",
-            asked: asked.map(str::to_owned),
-            found,
-            by: "prefix",
-        })
-    }
-
-    /// Returns the prefixes of the parts to join, by layer and direction, if a request names
-    /// several.
-    fn joined(&self, asked: Option<&str>) -> Option<Vec<Vec<String>>> {
-        let asked = asked.filter(|asked| asked.contains([',', '+']))?;
-        // A prefix may itself contain these characters.
-        if find_prefix(&self.prefixes(), asked).is_some() {
-            return None;
-        }
-        let directions = |layer: &str| layer.split('+').map(|p| p.trim().to_owned()).collect();
-        Some(asked.split(',').map(directions).collect())
-    }
-
-    /// Reads GRUs of one layer and joins them to one GRU.
-    fn read_joined(&mut self, layers: &[Vec<String>], allow_non_finite: bool) -> Result<Params> {
-        let directions = layers.first().map_or(1, Vec::len);
-        if directions > 2 || layers.iter().any(|layer| layer.len() != directions) {
-            return Err(Error::format(
-                "the layers to join need one prefix each, or two with a plus between them, as in \
-                 `forward0+backward0,forward1+backward1`"
-                    .to_owned(),
-            ));
-        }
-        // A long list may name one cell again and again: the names come from the caller, but the
-        // memory is to follow from the file.
-        if (layers.len() * directions) as u64 > self.file_len() {
-            return Err(Error::format("more parts are named than the file can hold".to_owned()));
-        }
-        let mut joined: Option<Params> = None;
-        for (layer, names) in layers.iter().enumerate() {
-            for (direction, name) in names.iter().enumerate() {
-                let prefix = self.choose(Some(name))?;
-                let config = self.infer(&prefix)?;
-                let wanted = match &joined {
-                    None => config.input_size,
-                    Some(joined) if layer == 0 => joined.layout().config().input_size,
-                    Some(joined) => directions * joined.layout().config().hidden_size,
-                };
-                let first = joined.as_ref().map_or(&config, |joined| joined.layout().config());
-                let expected = GruConfig::pytorch(wanted, first.hidden_size).with_bias(first.bias);
-                if config != expected {
-                    return Err(Error::format(format!(
-                        "{} is a {config}; as layer {layer} of the joined GRU it must be a \
-                         {expected}",
-                        quote(&prefix)
-                    )));
-                }
-                self.expect_tensors(&prefix, &config)?;
-                let part = self.params(&prefix, ParamLayout::new(&config)?, allow_non_finite)?;
-                if joined.is_none() {
-                    let direction =
-                        if directions == 2 { Direction::Both } else { Direction::Forward };
-                    let config = config.with_layers(layers.len()).with_direction(direction);
-                    let layout = ParamLayout::new(&config)?;
-                    self.check_count(&layout)?;
-                    joined = Some(Params::zeros_of(layout)?);
-                }
-                let joined = joined.as_mut().expect("it was just made");
-                let end = if direction == 1 { "_reverse" } else { "" };
-                for (name, values) in part.iter() {
-                    let kind = name.strip_suffix("_l0").expect("a part has one layer");
-                    joined.set(&format!("{kind}_l{layer}{end}"), values)?;
-                }
-            }
-        }
-        joined.ok_or_else(|| Error::format("no parts are named".to_owned()))
-    }
-
-    /// Returns where the file holds a parameter, if anywhere.
-    fn stored(&self, prefix: &str, name: &str) -> Option<Stored> {
-        let has = |name: &str| self.shape(name).is_some();
-        let plain = network_name(prefix, name);
-        if is_head_parameter(name) {
-            return has(&plain).then_some(Stored::Plain(plain));
-        }
-        // The names of an `nn.GRUCell` have no layer number.
-        let cell = name.strip_suffix("_l0").map(|cell| format!("{prefix}{cell}"));
-        for plain in [Some(plain), cell].into_iter().flatten() {
-            let name = &plain[prefix.len()..];
-            // The plain name comes last: beside another form it holds an older result. That is the
-            // weight with what the last training step dropped (fastai), or the weight of the last
-            // forward pass (a pickled module with weight norm). fastai's weight drop holds the GRU
-            // as `module`.
-            let outer = prefix.strip_suffix("module.");
-            let raws =
-                [Some(format!("{plain}_raw")), outer.map(|outer| format!("{outer}{name}_raw"))];
-            if let Some(raw) = raws.into_iter().flatten().find(|raw| has(raw)) {
-                return Some(Stored::Plain(raw));
-            }
-            let new = format!("{prefix}parametrizations.{name}.original");
-            for (g, v) in [
-                (format!("{plain}_g"), format!("{plain}_v")),
-                (format!("{new}0"), format!("{new}1")),
-            ] {
-                if has(&g) && has(&v) {
-                    return Some(Stored::WeightNorm { g, v });
-                }
-            }
-            if has(&plain) {
-                return Some(Stored::Plain(plain));
-            }
-        }
-        None
-    }
-
-    /// Returns the shape of a parameter, or `None` if the file does not hold it.
-    fn stored_shape(&self, prefix: &str, name: &str) -> Option<Vec<usize>> {
-        match self.stored(prefix, name)? {
-            Stored::Plain(name) | Stored::WeightNorm { v: name, .. } => self.shape(&name),
-        }
-    }
-
-    /// Reads a parameter.
-    fn parameter(&mut self, prefix: &str, name: &str) -> Result<ArrayD<f32>> {
-        match self.stored(prefix, name) {
-            None => Err(self.missing(prefix, name)),
-            Some(Stored::Plain(name)) => self.tensor(&name),
-            Some(Stored::WeightNorm { g, v }) => {
-                let (magnitude, direction) = (self.tensor(&g)?, self.tensor(&v)?);
-                normalized(&magnitude, direction).ok_or_else(|| {
-                    Error::format(format!(
-                        "{} has shape {:?}; expected one factor for each row, each column or all \
-                         of {}",
-                        quote(&g),
-                        magnitude.shape(),
-                        quote(&v)
-                    ))
-                })
-            }
-        }
-    }
-
-    /// Returns the error that the file does not hold a parameter. Names the tensors that could be
-    /// the parameter in another form.
-    fn missing(&self, prefix: &str, name: &str) -> Error {
-        let full = network_name(prefix, name);
-        let other = format!("{prefix}parametrizations.{name}.");
-        let mut similar: Vec<_> = self
-            .names()
-            .filter(|found| {
-                let end = found.strip_prefix(&full);
-                end.is_some_and(|end| end.starts_with('_') && end != "_reverse")
-                    || found.starts_with(&other)
-            })
-            .take(4)
-            .map(|found| quote(&found))
-            .collect();
-        similar.sort();
-        let similar = match similar.len() {
-            0 => String::new(),
-            _ => format!(
-                "; there is {}, from which this reader cannot compute it; save the state dict of a \
-                 plain nn.GRU with the finished weight",
-                similar.join(", ")
-            ),
-        };
-        Error::format(format!("there is no tensor {}{similar}", quote(&full)))
-    }
-
-    /// Returns the layout of the network whose GRU is under `prefix`, after checking its tensors.
-    #[cfg(feature = "safetensors")]
-    fn network_layout(
-        &self,
-        prefix: &str,
-        config: &GruConfig,
-        readout: Readout,
-    ) -> Result<ParamLayout> {
-        self.expect_tensors(prefix, config)?;
-        let bias = network_name(prefix, HEAD_BIAS);
-        let shape = self.shape(&bias).ok_or_else(|| self.missing(prefix, HEAD_BIAS))?;
-        let &[outputs] = &shape[..] else {
-            let reason = format!("{} has shape {shape:?}, expected one axis", quote(&bias));
-            return Err(Error::format(reason));
-        };
-        let features = config.directions() * config.hidden_size;
-        self.expect_shape(prefix, HEAD_WEIGHT, &[outputs, features])?;
-        ParamLayout::with_head(config, Head { outputs, readout })
-    }
-
-    /// Reads the parameters under `prefix`. The caller has checked that the tensors exist with the
-    /// shapes of `layout`.
-    fn params(
-        &mut self,
-        prefix: &str,
-        layout: ParamLayout,
-        allow_non_finite: bool,
-    ) -> Result<Params> {
-        self.check_count(&layout)?;
-        let mut params = Params::zeros_of(layout)?;
-        for entry in params.layout().clone().entries() {
-            let array = self.parameter(prefix, &entry.name)?;
-            if !allow_non_finite {
-                check_finite(&entry.name, array.iter())?;
-            }
-            params.set(&entry.name, array.view())?;
-        }
-        Ok(params)
-    }
-
-    /// Checks that the file is long enough for the parameters of a layout. Tensors that share
-    /// their numbers could claim any size.
-    fn check_count(&self, layout: &ParamLayout) -> Result<()> {
-        let (count, len) = (layout.parameter_count() as u64, self.file_len());
+    /// Checks that the file is long enough for the elements of a GRU. Tensors that share their
+    /// numbers could claim any size.
+    fn check_elements(&self, count: u64) -> Result<()> {
+        let len = self.file_len();
         if count <= len {
             return Ok(());
         }
@@ -387,214 +187,132 @@ pub(crate) trait StateDict {
              share their numbers, which this reader does not expand"
         )))
     }
+}
 
-    /// Infers the configuration of a PyTorch `nn.GRU` from its tensors. A tensor that is missing is
-    /// left to [`Self::expect_tensors`] as far as the others tell the configuration.
-    fn infer(&self, prefix: &str) -> Result<GruConfig> {
-        let groups = self.groups();
-        let group = groups.get(prefix).ok_or_else(|| self.missing(prefix, "weight_ih_l0"))?;
-        let has_forward = group.iter().any(|parameter| !parameter.cell.is_reverse);
-        let has_reverse = group.iter().any(|parameter| parameter.cell.is_reverse);
-        let direction = match (has_forward, has_reverse) {
-            (true, true) => Direction::Both,
-            (false, true) => Direction::Reverse,
-            _ => Direction::Forward,
-        };
-        let firsts = [false, true].map(|is_reverse| Cell { layer: 0, is_reverse });
-        let name = |kind, cell| Parameter { kind, cell }.name();
-        let shape = |kind, cell| self.stored_shape(prefix, &name(kind, cell));
-        let ih = firsts.iter().find_map(|&cell| shape(0, cell));
-        let first = firsts[usize::from(!has_forward)];
-        let Some(&[rows, input]) = ih.as_deref() else {
-            return Err(self.missing(prefix, &name(0, first)));
-        };
-        let hidden = match self.completeness(prefix, group) {
-            Completeness::Complete(hidden) => hidden,
-            _ => rows / 3,
-        };
-        let has = |kind| group.iter().any(|parameter| parameter.kind == kind);
-        let bias = match [has(2), has(3)] {
-            [true, true] => Bias::Two,
-            [false, false] => Bias::None,
-            [ih, _] => {
-                let (present, missing) = if ih { (2, 3) } else { (3, 2) };
+/// Reads the GRUs that options choose.
+trait Reading: StateDict {
+    /// Reads one GRU.
+    fn read_one(&mut self, gru: Found, options: &StateDictOptions) -> Result<Params> {
+        match gru {
+            Found::Pytorch(prefix) => {
+                let config = match self.stored_of(&prefix)? {
+                    Some(stored) => stored.config,
+                    None => self.infer(&prefix)?,
+                };
+                self.expect_tensors(&prefix, &config)?;
+                self.params(&prefix, ParamLayout::new(&config)?, options.allow_non_finite)
+            }
+            Found::Layer(layer) => {
+                let (cells, reset, bias) = self.read_cells(&layer.cells, options)?;
+                let reset = reset.or(options.reset).ok_or_else(|| {
+                    Error::format(
+                        "its tensors do not tell whether the reset gate acts before or after the \
+                         product; say which (with_reset, or --reset of the program gru)"
+                            .to_owned(),
+                    )
+                })?;
+                let (input, hidden) = (cells[0].weight_ih.ncols(), cells[0].weight_hh.ncols());
+                let direction = if cells.len() == 2 { Direction::Both } else { Direction::Forward };
+                let config = GruConfig::pytorch(input, hidden).with_reset(reset).with_bias(bias);
+                joined(&config.with_direction(direction), &cells)
+            }
+        }
+    }
+
+    /// Reads a GRU that this crate wrote in another layout than PyTorch's.
+    fn read_own(
+        &mut self,
+        arrays: &[CellArrays],
+        config: &GruConfig,
+        options: &StateDictOptions,
+    ) -> Result<Params> {
+        let (mut cells, reset, bias) = self.read_cells(arrays, options)?;
+        let expected = stored_bias(arrays[0].form.layout(), config);
+        if reset.is_some_and(|reset| reset != config.reset) || bias != expected {
+            return Err(Error::format(format!(
+                "its metadata describes a {config}, but its tensors have other biases"
+            )));
+        }
+        if config.update == Update::Overwrites {
+            cells.iter_mut().for_each(Cell::negate_z);
+        }
+        // The metadata may claim any size.
+        self.check_elements(ParamLayout::new(config)?.parameter_count() as u64)?;
+        joined(config, &cells)
+    }
+
+    /// Reads cells, with what their arrays tell about the definition.
+    fn read_cells(
+        &mut self,
+        arrays: &[CellArrays],
+        options: &StateDictOptions,
+    ) -> Result<(Vec<Cell>, Option<Reset>, Bias)> {
+        let counts = arrays.iter().map(|cell| cell.count(self));
+        self.check_elements(counts.fold(0, u64::saturating_add))?;
+        let (mut cells, mut told) = (Vec::new(), None);
+        for array in arrays {
+            let stored = array.read(self, options.allow_non_finite)?;
+            let tells = (stored.reset, stored.bias);
+            if *told.get_or_insert(tells) != tells {
                 return Err(Error::format(format!(
-                    "there is {} but no {}; expected both or neither, as in PyTorch (a missing \
-                     bias can be added as zeros)",
-                    name(present, first),
-                    name(missing, first)
+                    "{} has other biases than the cell before it",
+                    quote(&array.prefix)
                 )));
             }
-        };
-        let layers = group.iter().map(|parameter| parameter.cell.layer as usize + 1).max();
-        let config = GruConfig::pytorch(input, hidden).with_bias(bias);
-        Ok(config.with_layers(layers.unwrap_or(1)).with_direction(direction))
-    }
-
-    /// Checks that the file has exactly the tensors of `config`, before memory is allocated for
-    /// them.
-    fn expect_tensors(&self, prefix: &str, config: &GruConfig) -> Result<()> {
-        config.validate()?;
-        let mut known = HashSet::new();
-        for (name, expected) in config.tensors() {
-            self.expect_shape(prefix, &name, &expected)?;
-            known.insert(name);
+            cells.extend(stored.cells);
         }
-        // A projection or another layer would change what the GRU computes.
-        let unknown = self.names().find(|name| {
-            let kind = name.strip_prefix(prefix).unwrap_or("");
-            let is_known = || {
-                let parsed = parse(name).filter(|(found, _)| *found == prefix);
-                parsed.is_some_and(|(_, parameter)| known.contains(&parameter.name()))
-            };
-            KINDS.iter().any(|ours| kind.starts_with(ours)) && !is_known()
-        });
-        match unknown {
-            None => Ok(()),
-            Some(name) => Err(Error::format(format!(
-                "there is an unexpected tensor: a {config} has no tensor {}",
-                quote(&name)
-            ))),
+        let (reset, bias) = told.ok_or_else(|| Error::format("no parts are named".to_owned()))?;
+        Ok((cells, reset, bias))
+    }
+
+    /// Reads GRUs of one layer and joins them to one GRU.
+    fn read_joined(&mut self, layers: &[Vec<Found>], options: &StateDictOptions) -> Result<Params> {
+        let mut first_part: Option<GruConfig> = None;
+        let mut cells = Vec::new();
+        for (layer, parts) in layers.iter().enumerate() {
+            for gru in parts {
+                let params = self.read_one(gru.clone(), options)?;
+                let config = params.layout().config();
+                let first = first_part.get_or_insert_with(|| config.clone());
+                let directions = parts.len() * first.directions();
+                let input = match layer {
+                    0 => first.input_size,
+                    _ => directions * first.hidden_size,
+                };
+                let expected = GruConfig { input_size: input, ..first.clone() };
+                if *config != expected || config.layers != 1 || directions > 2 {
+                    return Err(Error::format(format!(
+                        "{} is a {config}; as layer {layer} of the joined GRU it must be a \
+                         {expected} of one layer{}",
+                        quote(&gru.prefix()),
+                        if parts.len() == 2 { " in one direction" } else { "" }
+                    )));
+                }
+                let parts = (layers.len() * parts.len()) as u64;
+                let count = params.layout().parameter_count() as u64;
+                self.check_elements(count.saturating_mul(parts))?;
+                cells.extend(params.to_cells());
+            }
         }
-    }
-
-    /// Checks that the file holds a parameter with this shape.
-    fn expect_shape(&self, prefix: &str, name: &str, expected: &[usize]) -> Result<()> {
-        match self.stored_shape(prefix, name) {
-            None => Err(self.missing(prefix, name)),
-            Some(got) if got == expected => Ok(()),
-            Some(got) => Err(Error::format(format!(
-                "{} has shape {got:?}, expected {expected:?}",
-                quote(&network_name(prefix, name))
-            ))),
-        }
+        let first = first_part.ok_or_else(|| Error::format("no parts are named".to_owned()))?;
+        let direction = if layers[0].len() == 2 { Direction::Both } else { first.direction };
+        joined(&first.with_layers(layers.len()).with_direction(direction), &cells)
     }
 }
 
-/// The names under which a file holds a parameter.
-pub(crate) enum Stored {
-    Plain(String),
-    WeightNorm { g: String, v: String },
+impl<D: StateDict> Reading for D {}
+
+/// Returns the parameters of a model with these cells.
+fn joined(config: &GruConfig, cells: &[Cell]) -> Result<Params> {
+    Params::from_cells(config, cells).map_err(|error| match error {
+        Error::Shape { .. } => Error::format(format!("in a {config}, {error}")),
+        other => other,
+    })
 }
 
-/// Whether tensors are those of a GRU.
-pub(crate) enum Completeness {
-    /// At least one cell has both of its weights; H.
-    Complete(usize),
-    /// No cell has both of its weights, but the one that it has could be a GRU's.
-    Incomplete,
-    NoGru,
-}
-
-/// A layer's cell in one direction.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Cell {
-    layer: u32,
-    is_reverse: bool,
-}
-
-/// A parameter of a GRU.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Parameter {
-    /// The index in [`KINDS`].
-    kind: usize,
-    cell: Cell,
-}
-
-impl Parameter {
-    /// Returns the name in an `nn.GRU`.
-    fn name(self) -> String {
-        let Self { kind, cell } = self;
-        let end = if cell.is_reverse { "_reverse" } else { "" };
-        format!("{}_l{}{end}", KINDS[kind], cell.layer)
+fn reset_word(reset: Reset) -> &'static str {
+    match reset {
+        Reset::Before => "before",
+        Reset::After => "after",
     }
-
-    /// Parses the name of a parameter of an `nn.GRU` or `nn.GRUCell`.
-    fn parse(name: &str) -> Option<Self> {
-        let found = KINDS.iter().enumerate().find_map(|(kind, word)| {
-            let cell = name.strip_prefix(word)?;
-            Some((kind, cell))
-        });
-        let (kind, cell) = found?;
-        if cell.is_empty() {
-            return Some(Self { kind, cell: Cell { layer: 0, is_reverse: false } });
-        }
-        let cell = cell.strip_prefix("_l")?;
-        let (layer, is_reverse) = match cell.strip_suffix("_reverse") {
-            Some(layer) => (layer, true),
-            None => (cell, false),
-        };
-        // `parse` alone accepts `+1` and `01`.
-        let is_number = layer.bytes().all(|c| c.is_ascii_digit()) && !is_padded(layer);
-        let layer = layer.parse().ok().filter(|_| is_number)?;
-        Some(Self { kind, cell: Cell { layer, is_reverse } })
-    }
-}
-
-fn is_padded(number: &str) -> bool {
-    number.len() > 1 && number.starts_with('0')
-}
-
-/// Splits the name of a GRU's tensor into the GRU's prefix and the parameter. `None` for the name
-/// of any other tensor.
-pub(super) fn parse(name: &str) -> Option<(&str, Parameter)> {
-    let split = |name| match str::rfind(name, '.') {
-        Some(dot) => name.split_at(dot + 1),
-        None => ("", name),
-    };
-    let (prefix, last) = split(name);
-    if last == "original0" || last == "original1" {
-        let (prefix, parameter) = split(prefix.strip_suffix('.')?);
-        let prefix = prefix.strip_suffix("parametrizations.")?;
-        let is_whole = prefix.is_empty() || prefix.ends_with('.');
-        return Some((prefix, Parameter::parse(parameter).filter(|_| is_whole)?));
-    }
-    let plain = ["_raw", "_g", "_v"].iter().find_map(|end| last.strip_suffix(end));
-    Some((prefix, Parameter::parse(plain.unwrap_or(last))?))
-}
-
-/// Returns the prefix that a request names, with or without the last dot.
-fn find_prefix<'a>(found: &'a [String], asked: &str) -> Option<&'a String> {
-    let asked = asked.trim_end_matches('.');
-    found.iter().find(|prefix| prefix.trim_end_matches('.') == asked)
-}
-
-/// Returns g · v / ‖v‖, PyTorch's weight norm. g has one factor for each row or column of v, or one
-/// for all; ‖v‖ is the norm of that row, that column or all. `None` for another shape of g.
-fn normalized(g: &ArrayD<f32>, mut v: ArrayD<f32>) -> Option<ArrayD<f32>> {
-    // In double precision, so that the result is as exact as the stored numbers.
-    let scale = |g: f32, numbers: &mut dyn Iterator<Item = &mut f32>| {
-        let mut numbers: Vec<_> = numbers.collect();
-        let square: f64 = numbers.iter().map(|number| f64::from(**number).powi(2)).sum();
-        let factor = f64::from(g) / square.sqrt();
-        numbers.iter_mut().for_each(|number| **number = (f64::from(**number) * factor) as f32);
-    };
-    if g.ndim() == 0 {
-        scale(*g.first()?, &mut v.iter_mut());
-        return Some(v);
-    }
-    if g.ndim() != v.ndim() {
-        return None;
-    }
-    // The axis that g has in full, with length 1 for every other.
-    let matches = |axis: usize| {
-        (0..v.ndim()).all(|i| g.shape()[i] == if i == axis { v.shape()[i] } else { 1 })
-    };
-    let axis = Axis((0..v.ndim()).find(|&axis| matches(axis))?);
-    for (mut part, &g) in v.axis_iter_mut(axis).zip(g) {
-        scale(g, &mut part.iter_mut());
-    }
-    Some(v)
-}
-
-pub(super) fn is_head_parameter(name: &str) -> bool {
-    [HEAD_WEIGHT, HEAD_BIAS].contains(&name)
-}
-
-/// Returns a network parameter's name in a file. `gru` is the prefix of the GRU, such as
-/// `model.gru.`; the head has the same parent, such as `model.head.`.
-pub(super) fn network_name(gru: &str, name: &str) -> String {
-    let gru_name = gru.strip_suffix('.').unwrap_or(gru);
-    let parent = gru_name.rfind('.').map_or("", |dot| &gru[..=dot]);
-    if is_head_parameter(name) { format!("{parent}{name}") } else { format!("{gru}{name}") }
 }

@@ -22,7 +22,7 @@ use crate::formats::checkpoint_metadata::{
 use crate::formats::files::{self, ByteSource};
 use crate::formats::metadata::{read_config, write_config};
 use crate::formats::safetensors::{Tensors, encode_tensors, network_tensors};
-use crate::formats::state_dict::StateDict;
+use crate::formats::state_dict::{PytorchNames, StateDict};
 use crate::gpu::wait::Wait;
 use crate::model::blocking::blocking_and_async;
 use crate::model::device::Device;

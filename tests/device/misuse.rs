@@ -1261,8 +1261,6 @@ fn files(t: &mut Table) {
     let (missing, short) = (folder.path().join("missing"), folder.path().join("short"));
     std::fs::write(&short, [0_u8; 9]).unwrap();
     let params = Params::init(&config(), Init::Uniform, 1).unwrap();
-    let config = config();
-    let same = |name: &str| name.to_owned();
     for path in [&missing, &short, &folder.path().to_owned()] {
         let what = "a file that is none";
         t.row("Checkpoint::load Checkpoint::load_last", what, Refused, || {
@@ -1273,7 +1271,17 @@ fn files(t: &mut Table) {
         t.row("formats::npy::load_as", what, Refused, || npy::load_as::<ndarray::Ix3>(path));
         t.row("formats::npy::load_lengths", what, Refused, || npy::load_lengths(path));
         t.row("formats::npz::load", what, Refused, || {
-            npz::load(path, &config, same, &npz::NpzOptions::new())
+            npz::load(path, &formats::StateDictOptions::new())
+        });
+        t.row("formats::npz::prefixes", what, Refused, || npz::prefixes(path));
+        t.row("formats::npz::layout", what, Refused, || {
+            npz::layout(path, &formats::StateDictOptions::new())
+        });
+        t.row("formats::safetensors::layout", what, Refused, || {
+            safetensors::layout(path, &formats::StateDictOptions::new())
+        });
+        t.row("formats::pytorch::layout", what, Refused, || {
+            pytorch::layout(path, &formats::StateDictOptions::new())
         });
         t.row("formats::npz::load_arrays", what, Refused, || npz::load_arrays(path, ["a", "b"]));
         t.row("formats::onnx::load", what, Refused, || onnx::load(path, &onnx::OnnxOptions::new()));
@@ -1301,7 +1309,19 @@ fn files(t: &mut Table) {
             npy::read_lengths(Cursor::new(&bytes))
         });
         t.row("formats::npz::read", what, Refused, || {
-            npz::read(Cursor::new(&bytes), &config, same, &npz::NpzOptions::new())
+            npz::read(Cursor::new(&bytes), &formats::StateDictOptions::new())
+        });
+        t.row("formats::npz::read_prefixes", what, Refused, || {
+            npz::read_prefixes(Cursor::new(&bytes))
+        });
+        t.row("formats::npz::read_layout", what, Refused, || {
+            npz::read_layout(Cursor::new(&bytes), &formats::StateDictOptions::new())
+        });
+        t.row("formats::safetensors::read_layout", what, Refused, || {
+            safetensors::read_layout(Cursor::new(&bytes), &formats::StateDictOptions::new())
+        });
+        t.row("formats::pytorch::read_layout", what, Refused, || {
+            pytorch::read_layout(Cursor::new(&bytes), &formats::StateDictOptions::new())
         });
         t.row("formats::npz::read_arrays", what, Refused, || {
             npz::read_arrays(Cursor::new(&bytes), ["a", "b"])
@@ -1327,15 +1347,17 @@ fn files(t: &mut Table) {
         });
     }
     t.plain(
-        "formats::npz::NpzOptions::new formats::npz::NpzOptions::with_non_finite formats::onnx::OnnxOptions::new \
+        "formats::onnx::OnnxOptions::new \
          formats::onnx::OnnxOptions::with_node formats::onnx::OnnxOptions::with_non_finite \
          formats::StateDictOptions::new formats::StateDictOptions::with_prefix \
-         formats::StateDictOptions::with_non_finite",
+         formats::StateDictOptions::with_non_finite formats::StateDictOptions::with_layout \
+         formats::StateDictOptions::with_reset",
         "odd names",
         || {
-            let npz = npz::NpzOptions::new().with_non_finite(true);
+            let dict = formats::StateDictOptions::new().with_prefix("").with_non_finite(true);
+            let dict = dict.with_layout(formats::WeightLayout::Keras).with_reset(Reset::Before);
             let onnx = onnx::OnnxOptions::new().with_node("\0").with_non_finite(true);
-            (npz, onnx, formats::StateDictOptions::new().with_prefix("").with_non_finite(true))
+            (onnx, dict)
         },
     );
     t.plain(
@@ -1347,15 +1369,17 @@ fn files(t: &mut Table) {
     let nowhere = folder.path().join("none").join("file");
     let array = Array3::<f32>::zeros((0, 0, 0));
     t.row("formats::npy::save", "no such folder", Refused, || npy::save(&nowhere, array.view()));
-    t.row("formats::npz::save", "no such folder", Refused, || npz::save(&nowhere, &params, same));
+    t.row("formats::npz::save", "no such folder", Refused, || {
+        npz::save(&nowhere, &params, formats::WeightLayout::Keras)
+    });
+    t.row("formats::safetensors::save_as", "no such folder", Refused, || {
+        safetensors::save_as(&nowhere, &params, formats::WeightLayout::Keras)
+    });
     t.row("formats::npz::save_arrays", "no such folder", Refused, || {
         npz::save_arrays(&nowhere, [])
     });
     t.row("formats::npz::save_arrays", "nothing", Back, || {
         npz::save_arrays(folder.path().join("n.npz"), [])
-    });
-    t.row("formats::npz::save", "one name for all", Refused, || {
-        npz::save(folder.path().join("s.npz"), &params, |_| "a".to_owned())
     });
     t.row("formats::onnx::save", "no such folder", Refused, || {
         onnx::save(&nowhere, &params, &inputs)
@@ -1364,8 +1388,12 @@ fn files(t: &mut Table) {
         onnx::write(Vec::new(), &Params::zeros(&GruConfig::new(1, 1))?, &inputs)
     });
     t.row("formats::npy::write", "nothing", Fine, || npy::write(Vec::new(), array.view()));
-    t.row("formats::npz::write", "one name for all", Refused, || {
-        npz::write(Cursor::new(Vec::new()), &params, |_| "a".to_owned())
+    let before = GruConfig::new(1, 1);
+    t.row("formats::npz::write", "a definition that MLX lacks", Refused, || {
+        npz::write(Cursor::new(Vec::new()), &Params::zeros(&before)?, formats::WeightLayout::Mlx)
+    });
+    t.row("formats::safetensors::write_as", "a definition that MLX lacks", Refused, || {
+        safetensors::write_as(Vec::new(), &Params::zeros(&before)?, formats::WeightLayout::Mlx)
     });
     t.row("formats::npz::write_arrays", "nothing", Fine, || {
         npz::write_arrays(Cursor::new(Vec::new()), [])

@@ -13,3 +13,4 @@ mod pytorch;
 mod rnnoise;
 mod roundtrips;
 mod serde;
+mod weight_layouts;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::common::{assert_close, devices};
 use gru_wgpu::check::TOLERANCE;
 use gru_wgpu::formats::onnx::{self, OptionalInput};
-use gru_wgpu::formats::{Cell, FlaxCell, npz, safetensors};
-use gru_wgpu::{Batch, Bias, Direction, Error, Gru, GruConfig, Layout, Params, Reset, Update};
-use ndarray::{Array3, ArrayD, ArrayView1, ArrayView2, Ix1, Ix2, Ix3};
+use gru_wgpu::formats::{StateDictOptions, npz, safetensors};
+use gru_wgpu::{Batch, Bias, Direction, Error, Gru, GruConfig, Layout, Params, Reset};
+use ndarray::{Array3, ArrayD, Ix3};
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models").join(name)
@@ -155,14 +155,7 @@ fn nodes_of_onnx() {
     }
 }
 
-fn two(array: &ArrayD<f32>) -> ArrayView2<'_, f32> {
-    array.view().into_dimensionality::<Ix2>().unwrap()
-}
-
-fn one(array: &ArrayD<f32>) -> ArrayView1<'_, f32> {
-    array.view().into_dimensionality::<Ix1>().unwrap()
-}
-
+/// The files have a prefix for each direction, as Keras' `Bidirectional` has.
 #[test]
 fn layers_of_keras() {
     for (after, direction) in [
@@ -171,55 +164,24 @@ fn layers_of_keras() {
         (false, Direction::Forward),
         (false, Direction::Both),
     ] {
-        let both = if direction == Direction::Both { "_both" } else { "" };
-        let name = format!("keras_{}{both}", if after { "after" } else { "before" });
+        let both = direction == Direction::Both;
+        let end = if both { "_both" } else { "" };
+        let name = format!("keras_{}{end}", if after { "after" } else { "before" });
         let (reset, bias) =
             if after { (Reset::After, Bias::Two) } else { (Reset::Before, Bias::One) };
-        let config = GruConfig::new(3, 5)
-            .with_update(Update::Keeps)
-            .with_reset(reset)
-            .with_bias(bias)
-            .with_direction(direction);
-        let ways = ["forward", "backward"].into_iter().take(direction.count());
-        let cells: Vec<_> = ways
-            .map(|way| {
-                let names =
-                    ["kernel", "recurrent_kernel", "bias"].map(|key| format!("{way}/{key}"));
-                let names = names.each_ref().map(String::as_str);
-                let [kernel, recurrent, bias] =
-                    npz::load_arrays(path(&format!("{name}.npz")), names).unwrap();
-                Cell::from_keras(two(&kernel), two(&recurrent), Some(bias.view())).unwrap()
-            })
-            .collect();
-        let params = Params::from_cells(&config, &cells).unwrap();
+        let config = GruConfig::pytorch(3, 5).with_reset(reset).with_bias(bias);
+        let options = StateDictOptions::new().with_prefix(both.then_some("forward+backward"));
+        let params = npz::load(path(&format!("{name}.npz")), &options).unwrap();
+        assert_eq!(*params.layout().config(), config.with_direction(direction), "{name}");
         ExpectedFile::load(&name).check(&name, &params);
     }
 }
 
 #[test]
 fn layers_of_flax_and_mlx() {
-    let config = GruConfig::pytorch(3, 5);
-    let kernels = ["ir", "iz", "in", "hr", "hz", "hn"].map(|layer| format!("{layer}/kernel"));
-    let kernels = npz::load_arrays(path("flax.npz"), kernels.each_ref().map(String::as_str));
-    let kernels = kernels.unwrap();
-    let biases = ["ir/bias", "iz/bias", "in/bias", "hn/bias"];
-    let biases = npz::load_arrays(path("flax.npz"), biases).unwrap();
-    let [ir, iz, input, hr, hz, hn] = kernels.each_ref().map(|kernel| two(kernel).to_owned());
-    let [bir, biz, bin, bhn] = biases.each_ref().map(|bias| one(bias).to_owned());
-    let flax = FlaxCell {
-        input_kernels: [ir, iz, input],
-        input_biases: Some([bir, biz, bin]),
-        recurrent_kernels: [hr, hz, hn],
-        hn_bias: Some(bhn),
-    };
-    let cell = Cell::from_flax(&flax);
-    assert_eq!(cell.as_ref().unwrap().to_flax(), flax);
-    let params = Params::from_cells(&config, &[cell.unwrap()]).unwrap();
-    ExpectedFile::load("flax").check("flax", &params);
-
-    let arrays = npz::load_arrays(path("mlx.npz"), ["Wx", "Wh", "b", "bhn"]).unwrap();
-    let [wx, wh, b, bhn] = &arrays;
-    let cell = Cell::from_mlx(two(wx), two(wh), Some(one(b)), Some(one(bhn))).unwrap();
-    let params = Params::from_cells(&config, &[cell]).unwrap();
-    ExpectedFile::load("mlx").check("mlx", &params);
+    for name in ["flax", "mlx"] {
+        let params = npz::load(path(&format!("{name}.npz")), &StateDictOptions::new()).unwrap();
+        assert_eq!(*params.layout().config(), GruConfig::pytorch(3, 5));
+        ExpectedFile::load(name).check(name, &params);
+    }
 }

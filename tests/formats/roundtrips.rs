@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::common::{assert_close, random3, within};
 use gru_wgpu::formats::safetensors::{self, SafetensorsOptions};
-use gru_wgpu::formats::{npy, npz, onnx};
+use gru_wgpu::formats::{StateDictOptions, WeightLayout, npy, npz, onnx};
 use gru_wgpu::{
     Activation, Activations, Device, Direction, Error, Gru, GruConfig, Head, Init, ParamLayout,
     Params, Reset, Update, reference,
@@ -153,15 +153,15 @@ fn onnx_round_trips_bit_for_bit() {
 
 #[test]
 fn npz_round_trips_bit_for_bit() {
-    let (name, options) = (|ours: &str| format!("layers/{ours}"), npz::NpzOptions::new());
+    let options = StateDictOptions::new();
     check(
         "npz",
         |path, params| {
-            npz::save(path, params, name).unwrap();
-            npz::load(path, params.layout().config(), name, &options).unwrap()
+            npz::save(path, params, WeightLayout::Pytorch).unwrap();
+            npz::load(path, &options).unwrap()
         },
-        |to, params| npz::write(to, params, name),
-        |from, config| npz::read(from, config, name, &options),
+        |to, params| npz::write(to, params, WeightLayout::Pytorch),
+        |from, _| npz::read(from, &options),
     );
 }
 

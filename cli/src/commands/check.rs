@@ -17,7 +17,7 @@ use crate::ui::output::{TextTable, log, quote_path};
 #[derive(clap::Args, Debug)]
 #[command(before_help = EXAMPLES, after_long_help = DETAILS)]
 pub struct CheckArgs {
-    /// Check this model instead, with its own weights: a file of PyTorch, safetensors or ONNX.
+    /// Check this model instead: a .safetensors, .pt, .npz or .onnx file, with its own weights.
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
 

@@ -6,6 +6,7 @@ use anyhow::{Result, bail, ensure};
 use gru_wgpu::formats::{npz, onnx, safetensors};
 
 use crate::data::model_file::{ModelArgs, extension};
+use crate::ui::arguments::LayoutArg;
 use crate::ui::output::{log, quote_path};
 use crate::ui::outputs::OutputFiles;
 
@@ -21,6 +22,9 @@ pub struct ConvertArgs {
     output: PathBuf,
 
     #[arg(long)]
+    output_layout: Option<LayoutArg>,
+
+    #[arg(long)]
     with_h0: bool,
 
     #[arg(long)]
@@ -31,33 +35,40 @@ const EXAMPLES: &str = "\
 Examples:
   gru convert denoiser.onnx --node gru_1 gru.safetensors
   gru convert last.ckpt --prefix state_dict.model.gru gru.safetensors
+  gru convert keras.npz --prefix sequential/gru gru.safetensors
+  gru convert gru.safetensors flax.npz --output-layout flax
   gru convert gru.safetensors gru.onnx --with-h0";
 
 const DETAILS: &str = "\
-Only the GRU is written. A .safetensors file holds PyTorch's tensors, and the definition in its
-metadata. An .npz file holds only the tensors. An .onnx file is a model from x [T, B, I] to y [T,
-B, D·H] and h_n [L·D, B, H].";
+Only the GRU is written. A .safetensors or .npz file holds its arrays, with the names and axes of
+PyTorch or of --output-layout, and the definition: in the metadata, or as the archive's comment. An
+.onnx file is a model from x [T, B, I] to y [T, B, D·H] and h_n [L·D, B, H].";
 
 /// Runs the command.
 pub fn run(arguments: &ConvertArgs) -> Result<()> {
-    let ConvertArgs { model, output, with_h0, with_lengths } = arguments;
+    let ConvertArgs { model, output, output_layout, with_h0, with_lengths } = arguments;
     let format = extension(output);
     ensure!(
         format == "onnx" || !(*with_h0 || *with_lengths),
         "--with-h0 and --with-lengths are for .onnx files"
+    );
+    ensure!(
+        format != "onnx" || output_layout.is_none(),
+        "--output-layout is for .npz and .safetensors files"
     );
     if !["safetensors", "onnx", "npz"].contains(&format.as_str()) {
         bail!("{} must have the extension .safetensors, .onnx or .npz", quote_path(output));
     }
     let outputs = OutputFiles::check([("OUTPUT", &**output, &*format)], [&*model.path])?;
     let params = model.load(&outputs)?.params;
+    let layout = output_layout.unwrap_or(LayoutArg::Pytorch).into();
     match format.as_str() {
-        "safetensors" => safetensors::save(output, &params)?,
+        "safetensors" => safetensors::save_as(output, &params, layout)?,
         "onnx" => {
             let inputs = onnx::Inputs::new().with_h0(*with_h0).with_lengths(*with_lengths);
             onnx::save(output, &params, &inputs)?;
         }
-        _ => npz::save(output, &params, str::to_owned)?,
+        _ => npz::save(output, &params, layout)?,
     }
     log(format_args!("wrote {}", quote_path(output)));
     Ok(())

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use gru_wgpu::formats::onnx::OptionalInput;
-use gru_wgpu::formats::{StateDictOptions, npy, onnx, pytorch, safetensors};
-use gru_wgpu::{Batch, DeviceKind, Gru, Layout, Params};
+use gru_wgpu::formats::{StateDictOptions, WeightLayout, npy, npz, onnx, pytorch, safetensors};
+use gru_wgpu::{Batch, DeviceKind, Gru, Layout, Params, Reset};
 use ndarray::{Array3, Ix3};
 
+use crate::ui::arguments::{LayoutArg, ResetArg};
 use crate::ui::device::open;
 use crate::ui::output::{log, of_file, quote, quote_path};
 use crate::ui::outputs::OutputFiles;
@@ -17,7 +18,7 @@ use crate::ui::outputs::OutputFiles;
 /// A model file and the choice of one of its GRUs.
 #[derive(clap::Args, Debug)]
 pub struct ModelArgs {
-    /// A .safetensors, .pt, .pth, .bin, .ckpt or .onnx file.
+    /// A .safetensors, .pt, .pth, .bin, .ckpt, .npz or .onnx file.
     #[arg(value_name = "MODEL")]
     pub path: PathBuf,
 
@@ -28,10 +29,18 @@ pub struct ModelArgs {
 /// The choice of a GRU in a model file, and whether its weights must be finite.
 #[derive(clap::Args, Debug)]
 pub struct ModelSelection {
-    /// For a file of PyTorch with several GRUs: the prefix of the GRU's tensor names, in front of
-    /// `weight_ih_l0`. Commas join cells to layers, a plus joins two directions.
+    /// For a file with several GRUs: the prefix of the GRU's names, in front of `weight_ih_l0` or
+    /// `kernel`. Commas join cells to layers, a plus joins two directions.
     #[arg(long)]
     prefix: Option<String>,
+
+    /// The framework whose names and axes the arrays have, if the names do not tell.
+    #[arg(long)]
+    layout: Option<LayoutArg>,
+
+    /// Where the reset gate acts, if the arrays do not tell.
+    #[arg(long)]
+    reset: Option<ResetArg>,
 
     /// For an .onnx file with several GRUs: the name of the GRU node, or `first..last` for the
     /// layers of a stack.
@@ -68,8 +77,11 @@ impl ModelSelection {
     /// Reads a model and logs its configuration.
     pub fn load(&self, path: &Path) -> Result<LoadedModel> {
         let model = match ModelFormat::of(path)? {
-            ModelFormat::Safetensors => self.load_state_dict(path, safetensors::load)?,
-            ModelFormat::Pytorch => self.load_state_dict(path, pytorch::load)?,
+            ModelFormat::Safetensors => {
+                self.load_state_dict(path, safetensors::load, safetensors::layout)?
+            }
+            ModelFormat::Pytorch => self.load_state_dict(path, pytorch::load, pytorch::layout)?,
+            ModelFormat::Npz => self.load_state_dict(path, npz::load, npz::layout)?,
             ModelFormat::Onnx => self.load_onnx(path)?,
         };
         log(format_args!("model: {}", model.params.layout().config()));
@@ -78,22 +90,31 @@ impl ModelSelection {
 
     /// Returns true if no option was given.
     pub fn is_empty(&self) -> bool {
-        self.prefix.is_none() && self.node.is_none() && !self.allow_non_finite
+        let Self { prefix, layout, reset, node, allow_non_finite } = self;
+        let is_named = prefix.is_some() || node.is_some();
+        !is_named && layout.is_none() && reset.is_none() && !allow_non_finite
     }
 
     fn load_state_dict<'a>(
         &self,
         path: &'a Path,
         load: impl FnOnce(&'a Path, &StateDictOptions) -> gru_wgpu::Result<Params>,
+        layout: impl FnOnce(&'a Path, &StateDictOptions) -> gru_wgpu::Result<WeightLayout>,
     ) -> Result<LoadedModel> {
         ensure!(
             self.node.is_none(),
-            "--node is for ONNX models; choose a GRU of a PyTorch or safetensors file with --prefix"
+            "--node is for ONNX models; choose a GRU of another file with --prefix"
         );
         let options = StateDictOptions::new()
             .with_prefix(self.prefix.as_deref())
+            .with_layout(self.layout.map(WeightLayout::from))
+            .with_reset(self.reset.map(Reset::from))
             .with_non_finite(self.allow_non_finite);
         let params = load(path, &options).map_err(of_file(path))?;
+        let layout = layout(path, &options).map_err(of_file(path))?;
+        if layout != WeightLayout::Pytorch {
+            log(format_args!("layout: {layout}"));
+        }
         let (h0, lengths) = (OptionalInput::Nothing, OptionalInput::Nothing);
         Ok(LoadedModel { params, h0, lengths, external_data: Vec::new() })
     }
@@ -101,7 +122,11 @@ impl ModelSelection {
     fn load_onnx(&self, path: &Path) -> Result<LoadedModel> {
         ensure!(
             self.prefix.is_none(),
-            "--prefix is for PyTorch and safetensors files; choose a GRU of an ONNX model with --node"
+            "--prefix is for PyTorch, safetensors and .npz files; choose a GRU of an ONNX model with --node"
+        );
+        ensure!(
+            self.layout.is_none() && self.reset.is_none(),
+            "--layout and --reset are for PyTorch, safetensors and .npz files; an ONNX model says both"
         );
         let options = onnx::OnnxOptions::new()
             .with_node(self.node.as_deref())
@@ -120,6 +145,7 @@ impl ModelSelection {
 enum ModelFormat {
     Safetensors,
     Pytorch,
+    Npz,
     Onnx,
 }
 
@@ -131,17 +157,25 @@ impl ModelFormat {
         let named = match end.as_str() {
             "safetensors" => Some(Self::Safetensors),
             "pt" | "pth" | "bin" | "ckpt" => Some(Self::Pytorch),
+            "npz" => Some(Self::Npz),
             "onnx" => Some(Self::Onnx),
             _ => None,
         };
         let found = match (Content::of(path), named) {
             (Content::Model(found), _) => found,
-            (Content::Other(what, advice), _) => bail!("{} is {what}; {advice}", quote_path(path)),
+            (Content::Array, _) => bail!(
+                "{} is an array of NumPy; give the model first and the array with --input",
+                quote_path(path)
+            ),
+            (Content::Keras, _) => bail!(keras_advice(path)),
+            (Content::Zip, Some(Self::Npz)) => Self::Npz,
+            // The reader says what the archive holds.
+            (Content::Zip, _) => Self::Pytorch,
             // The reader says what is wrong with the file, or why it cannot be opened.
             (Content::Unknown, Some(named)) => return Ok(named),
             (Content::Unknown, None) => bail!(
                 "{} is not recognised as a model file by its content or its name; expected a file \
-                 of torch.save (.pt, .pth, .bin, .ckpt), a .safetensors file or an .onnx file",
+                 of torch.save (.pt, .pth, .bin, .ckpt), a .safetensors, .npz or .onnx file",
                 quote_path(path)
             ),
         };
@@ -159,6 +193,7 @@ impl ModelFormat {
         match self {
             Self::Safetensors => "a safetensors file",
             Self::Pytorch => "a file of torch.save",
+            Self::Npz => "an .npz archive",
             Self::Onnx => "an ONNX model",
         }
     }
@@ -167,8 +202,12 @@ impl ModelFormat {
 /// What the first bytes of a file tell.
 enum Content {
     Model(ModelFormat),
-    /// Something else, and what to do.
-    Other(&'static str, &'static str),
+    /// An array of NumPy.
+    Array,
+    /// A model or weights of Keras.
+    Keras,
+    /// A zip archive whose first entry tells nothing.
+    Zip,
     Unknown,
 }
 
@@ -177,7 +216,7 @@ impl Content {
         // A pipe would wait for its writer.
         let is_file = path.is_file();
         let mut start = Vec::new();
-        let read = is_file.then(|| File::open(path)?.take(16).read_to_end(&mut start));
+        let read = is_file.then(|| File::open(path)?.take(4096).read_to_end(&mut start));
         match read {
             Some(Ok(_)) => Self::of_start(&start),
             _ => Self::Unknown,
@@ -190,21 +229,60 @@ impl Content {
         match start {
             // First: the length may look like the start of the others.
             _ if has_json => Self::Model(ModelFormat::Safetensors),
-            [b'P', b'K', 3, 4, ..] | [0x80, 0..=5, ..] => Self::Model(ModelFormat::Pytorch),
+            [b'P', b'K', 3, 4, ..] => Self::of_zip(start),
+            [0x80, 0..=5, ..] => Self::Model(ModelFormat::Pytorch),
             // The digits of torch.save's magic number.
             _ if start.starts_with(b"L1195470371460388") => Self::Model(ModelFormat::Pytorch),
             // The field ir_version, which is below 128 and which every exporter writes first.
             [8, 1..=127, ..] => Self::Model(ModelFormat::Onnx),
-            _ if start.starts_with(b"\x93NUMPY") => {
-                Self::Other("an array of NumPy", "give the model first and the array with --input")
-            }
-            _ if start.starts_with(b"\x89HDF\r\n") => Self::Other(
-                "an HDF5 file, as Keras writes it",
-                "this program reads files of PyTorch, safetensors and ONNX",
-            ),
+            _ if start.starts_with(b"\x93NUMPY") => Self::Array,
+            _ if start.starts_with(b"\x89HDF\r\n") => Self::Keras,
             _ => Self::Unknown,
         }
     }
+
+    /// Tells archives apart by the name of their first entry that is no folder.
+    fn of_zip(mut start: &[u8]) -> Self {
+        loop {
+            let (Some(header), true) = (start.get(..30), start.starts_with(b"PK\x03\x04")) else {
+                return Self::Zip;
+            };
+            // The lengths of the name and of the extra field after it.
+            let len = |at| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
+            let Some(name) = start.get(30..30 + len(26)) else { return Self::Zip };
+            let is = |end: &str| name.ends_with(end.as_bytes());
+            if is("/") {
+                start = start.get(30 + len(26) + len(28)..).unwrap_or_default();
+            } else if is(".npy") {
+                return Self::Model(ModelFormat::Npz);
+            } else if is("metadata.json") || is("config.json") || is("model.weights.h5") {
+                return Self::Keras;
+            } else {
+                return Self::Zip;
+            }
+        }
+    }
+}
+
+/// Says how to write the arrays of a file of Keras to an .npz file.
+fn keras_advice(path: &Path) -> String {
+    let name = path.to_string_lossy();
+    let stem = ["keras", "weights.h5", "h5", "hdf5"].into_iter().find_map(|end| {
+        let stem = name.strip_suffix(end)?.strip_suffix('.')?;
+        Some(stem.to_owned())
+    });
+    let npz = format!("{}.npz", stem.unwrap_or_else(|| name.clone().into_owned()));
+    let load = match name.ends_with(".weights.h5") {
+        true => format!("model.load_weights({name:?})"),
+        false => {
+            format!("import keras, numpy; model = keras.saving.load_model({name:?}, compile=False)")
+        }
+    };
+    let save = format!("numpy.savez({npz:?}, **{{w.path: w.numpy() for w in model.weights}})");
+    format!(
+        "{} is a file of Keras; write its arrays as an .npz file, in Python: `{load}`, then `{save}`",
+        quote_path(path)
+    )
 }
 
 /// The arguments for the input arrays of a run.
@@ -360,13 +438,25 @@ mod tests {
             assert!(matches!(found, Content::Model(ModelFormat::Safetensors)), "{length:#x}");
         }
         for (start, expected) in [
-            (&b"PK\x03\x04\x00\x00\x08\x08\x00\x00"[..], ModelFormat::Pytorch),
-            (b"\x80\x02\x8a\x0al\xfc\x9cF", ModelFormat::Pytorch),
+            (&b"\x80\x02\x8a\x0al\xfc\x9cF"[..], ModelFormat::Pytorch),
             (b"\x80\x02}q\x00", ModelFormat::Pytorch),
             (b"\x08\x08\x12\x07pytorch", ModelFormat::Onnx),
         ] {
             let found = Content::of_start(start);
             assert!(matches!(found, Content::Model(found) if found == expected), "{start:?}");
+        }
+        let entry = |name: &str| {
+            let len = name.len() as u8;
+            [&b"PK\x03\x04"[..], &[0; 22], &[len, 0, 0, 0], name.as_bytes()].concat()
+        };
+        let found = Content::of_start(&[entry("sequential/"), entry("sequential/W.npy")].concat());
+        assert!(matches!(found, Content::Model(ModelFormat::Npz)));
+        for name in ["metadata.json", "config.json", "model.weights.h5"] {
+            assert!(matches!(Content::of_start(&entry(name)), Content::Keras), "{name}");
+        }
+        let torch = entry("archive/data.pkl");
+        for start in [&torch, &entry("a/"), &torch[..40], &torch[..29]] {
+            assert!(matches!(Content::of_start(start), Content::Zip), "{start:?}");
         }
         for start in [&b""[..], b"\x80", b"{}", b"id,x\n"] {
             assert!(matches!(Content::of_start(start), Content::Unknown), "{start:?}");

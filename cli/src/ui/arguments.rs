@@ -4,6 +4,7 @@ use std::num::IntErrorKind;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use gru_wgpu::formats::WeightLayout;
 use gru_wgpu::{Direction, GruConfig, Reset};
 use ndarray::NdFloat;
 
@@ -21,6 +22,37 @@ impl ResetArg {
         match self {
             Self::After => GruConfig::pytorch(input, hidden),
             Self::Before => GruConfig::new(input, hidden).with_reset(Reset::Before),
+        }
+    }
+}
+
+impl From<ResetArg> for Reset {
+    fn from(word: ResetArg) -> Self {
+        match word {
+            ResetArg::After => Self::After,
+            ResetArg::Before => Self::Before,
+        }
+    }
+}
+
+/// The framework whose names and axes the arrays of a file have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LayoutArg {
+    Pytorch,
+    Keras,
+    Flax,
+    Mlx,
+    Onnx,
+}
+
+impl From<LayoutArg> for WeightLayout {
+    fn from(word: LayoutArg) -> Self {
+        match word {
+            LayoutArg::Pytorch => Self::Pytorch,
+            LayoutArg::Keras => Self::Keras,
+            LayoutArg::Flax => Self::Flax,
+            LayoutArg::Mlx => Self::Mlx,
+            LayoutArg::Onnx => Self::Onnx,
         }
     }
 }

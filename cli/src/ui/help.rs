@@ -84,15 +84,17 @@ option("horizon", "ROWS", "Rows to forecast"),
 option("season", "ROWS", "Rows of a season, for the baselines"),
 ]),
 ("Model", &[
-option("prefix", "PREFIX", "Prefix of the GRU's names in a PyTorch file").more("The part before `weight_ih_l0`. Needed if the file has several GRUs. Commas join cells to layers, \
+option("prefix", "PREFIX", "Prefix of the GRU's names in a file of named arrays").more("The part before `weight_ih_l0` or `kernel`. Needed if the file has several GRUs. Commas join cells to layers, \
          a plus joins two directions: `cell0,cell1`, `forward+backward`."),
+option("layout", "LAYOUT", "Layout of the arrays: pytorch, keras, flax, mlx or onnx").rare().more("The framework whose names and axes they have. Default: the one that the names tell."),
+option("reset", "after|before", "Reset gate after or before the recurrent product").only_for(&["run", "grad", "convert", "check"]).rare().more("For arrays that do not tell: those in the layout of onnx, and those of Keras without a bias."),
 option("node", "NAME", "GRU node of an .onnx file, or `first..last` of a stack").more("Needed if the file has several GRUs."),
 option("allow_non_finite", "", "Accept weights that are infinite or NaN"),
 option("hidden", "UNITS", "Hidden units per layer and direction"),
 option("layers", "LAYERS", "Stacked layers"),
 option("direction", "forward|reverse|both", "Direction of reading").more("With --task label, both lets a row's prediction use the rows after it."),
 option("bidirectional", "", "Run in both directions"),
-option("reset", "after|before", "Reset gate after or before the recurrent product").rare().more("after: as in PyTorch and cuDNN. before: as in ONNX by default. PyTorch can load a trained model \
+option("reset", "after|before", "Reset gate after or before the recurrent product").only_for(&["train", "forecast", "bench"]).rare().more("after: as in PyTorch and cuDNN. before: as in ONNX by default. PyTorch can load a trained model \
          only with after."),
 option("dropout", "FRACTION", "Probability of dropout between layers").rare(),
 ]),
@@ -133,6 +135,7 @@ option("dhn", "dhn.npy", "Gradient of the last states, [L·D, B, H] [default: ze
 option("batch_first", "", "x, y and their gradients are [B, T, ·]"),
 ]),
 ("Output", &[
+option("output_layout", "LAYOUT", "pytorch, keras, flax, mlx or onnx [default: pytorch]").more("The framework whose names and axes the arrays of an .npz or .safetensors file get."),
 option("with_h0", "", ".onnx only: make the first states an input, h0"),
 option("with_lengths", "", ".onnx only: make the lengths of rows an input, lengths"),
 option("output", "y.npy", "Write y, [T, B, D·H]").only_for(&["run"]),

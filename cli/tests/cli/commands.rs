@@ -249,6 +249,63 @@ fn convert_round_trips() {
     );
 }
 
+/// A model becomes the same model again through the files of every layout, and each file runs.
+#[test]
+fn layouts_convert_both_ways() {
+    let scene = Scene::new();
+    let original = safetensors::load(
+        scene.path().join("model.safetensors"),
+        &safetensors::SafetensorsOptions::new(),
+    );
+    let run = |model: &str| {
+        scene.run(&["run", model, "--input", "x.npy", "--output", "y.npy", "--device", "cpu"]);
+        scene.array("y.npy")
+    };
+    let y = run("model.safetensors");
+    for (layout, name) in [
+        ("pytorch", "PyTorch"),
+        ("keras", "Keras"),
+        ("flax", "Flax"),
+        ("mlx", "MLX"),
+        ("onnx", "ONNX"),
+    ] {
+        for file in ["a.npz", "a.safetensors"] {
+            scene.run(&["convert", "model.safetensors", file, "--output-layout", layout]);
+            let stderr = scene.run(&["convert", file, "back.safetensors"]);
+            let is_logged = stderr.contains(&format!("layout: {name}"));
+            assert_eq!(is_logged, layout != "pytorch", "{stderr}");
+            let back = safetensors::load(
+                scene.path().join("back.safetensors"),
+                &safetensors::SafetensorsOptions::new(),
+            );
+            if !["flax", "mlx"].contains(&layout) {
+                assert_eq!(back, original, "{layout}");
+            }
+            assert_close(&format!("y, {layout}"), &run(file), &y, within(1e-6));
+        }
+    }
+}
+
+/// The message has what writes an .npz file in Python; `tests/against_frameworks.py` runs it.
+#[test]
+fn files_of_keras_say_how_to_write_an_npz() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path();
+    let archive = [&b"PK\x03\x04"[..], &[0; 22], &[13, 0, 0, 0], b"metadata.json"].concat();
+    std::fs::write(path.join("m.keras"), archive).unwrap();
+    for name in ["m.weights.h5", "m.h5"] {
+        std::fs::write(path.join(name), b"\x89HDF\r\n\x1a\n").unwrap();
+    }
+    let load = |file: &str| format!("model = keras.saving.load_model(\"{file}\", compile=False)");
+    let weights = "model.load_weights(\"m.weights.h5\")".to_owned();
+    for (file, load) in
+        [("m.keras", load("m.keras")), ("m.h5", load("m.h5")), ("m.weights.h5", weights)]
+    {
+        let save = "numpy.savez(\"m.npz\", **{w.path: w.numpy() for w in model.weights})";
+        assert_refused(path, &["check", file], &["is a file of Keras", &load, save]);
+    }
+}
+
 /// Errors about a size in a file name the file.
 #[test]
 fn sizes_that_do_not_work_name_their_file() {
@@ -395,10 +452,7 @@ fn wrong_input_is_reported_and_writes_no_file() {
         ),
         (run("x.npy", "x.npy"), &["`x.npy` is an array of NumPy; give the model first"]),
         (run("no.pt", "x.npy"), &["`no.pt`: it is not a file of torch.save"]),
-        (
-            run("arrays.pt", "x.npy"),
-            &["`arrays.pt`: it is a zip archive with the arrays of an .npz"],
-        ),
+        (run("arrays.pt", "x.npy"), &["`arrays.pt`: the file holds no GRU"]),
         (run("missing.onnx", "x.npy"), &["`missing.onnx` cannot be opened: No such file"]),
         (run("no.onnx", "x.npy"), &["`no.onnx`: it is not a valid ONNX model"]),
         (run("no.safetensors", "x.npy"), &["`no.safetensors`: ", "is it a safetensors file?"]),
@@ -427,7 +481,7 @@ fn wrong_input_is_reported_and_writes_no_file() {
                 "`model.onnx`: its graph holds no GRU `gru_l7`; choose one by its node: `gru_l0..gru_l1`",
             ],
         ),
-        (with(&["--prefix", "a"]), &["--prefix is for PyTorch and safetensors files"]),
+        (with(&["--prefix", "a"]), &["--prefix is for PyTorch, safetensors and .npz files"]),
         (with(&["--hn", "y.npy"]), &["--hn `y.npy` is the same file as --output `y.npy`"]),
         (with(&["--hn", "./folder/../y.npy"]), &["is the same file as --output"]),
         (with(&["--hn", "x.npy"]), &["is the same file as the input `x.npy`"]),
@@ -446,6 +500,20 @@ fn wrong_input_is_reported_and_writes_no_file() {
         (
             vec!["convert", "model.onnx", "a.npz", "--with-h0"],
             &["--with-h0 and --with-lengths are for .onnx files"],
+        ),
+        (
+            vec!["convert", "model.safetensors", "a.onnx", "--output-layout", "keras"],
+            &["--output-layout is for .npz and .safetensors files"],
+        ),
+        (with(&["--layout", "onnx"]), &["an ONNX model says both"]),
+        (with(&["--reset", "after"]), &["an ONNX model says both"]),
+        (
+            vec!["convert", "model.safetensors", "a.npz", "--reset", "before"],
+            &["`model.safetensors`: the reset gate of its GRU acts after the product"],
+        ),
+        (
+            vec!["convert", "model.safetensors", "a.npz", "--layout", "mlx"],
+            &["`model.safetensors`: the file holds no GRU in the layout of MLX"],
         ),
         (vec!["convert", "model.onnx", "model.onnx"], &["OUTPUT `model.onnx` is the same file"]),
     ] {

@@ -52,7 +52,7 @@ use self::constants::ConstantFolding;
 use self::graph::Graph;
 use self::grus::GruNodes;
 use self::proto::MAX_MODEL;
-use self::write::{onnx_config, with_z_negated};
+use self::write::onnx_config;
 use super::files::{self, ByteSource};
 use super::metadata::read_config;
 use crate::error::{Error, Result};
@@ -216,10 +216,10 @@ fn stored_params(text: &str, config: &GruConfig, cells: &[Cell]) -> Option<Param
     if onnx_config(&stored).ok()? != *config {
         return None;
     }
-    let cells: Vec<_> = match stored.update {
-        Update::Keeps => cells.to_vec(),
-        Update::Overwrites => cells.iter().map(with_z_negated).collect(),
-    };
+    let mut cells = cells.to_vec();
+    if stored.update == Update::Overwrites {
+        cells.iter_mut().for_each(Cell::negate_z);
+    }
     Params::from_cells(&stored, &cells).ok()
 }
 

@@ -14,10 +14,10 @@ use super::proto::{
     TensorTypeProto, TypeProto, ValueInfoProto, attribute_type, data_type,
 };
 use crate::error::{Error, Result};
-use crate::formats::cell::Cell;
+use crate::formats::cell::{Cell, can_negate_z};
 use crate::formats::files;
 use crate::formats::metadata::{CONFIG_KEY, write_config};
-use crate::spec::activation::{Activation, Activations};
+use crate::spec::activation::Activations;
 use crate::spec::config::{Bias, Direction, GruConfig, Reset, Update};
 use crate::spec::params::Params;
 
@@ -89,7 +89,7 @@ fn encode(params: &Params, inputs: &Inputs) -> Result<Vec<u8>> {
     let onnx_config = onnx_config(config)?;
     let mut cells = params.to_cells();
     if config.update == Update::Overwrites {
-        cells = cells.iter().map(with_z_negated).collect();
+        cells.iter_mut().for_each(Cell::negate_z);
     }
     let mut graph = GraphBuilder::new(&onnx_config, inputs);
     for (layer, cells) in cells.chunks(config.directions()).enumerate() {
@@ -125,9 +125,7 @@ pub(super) fn onnx_config(config: &GruConfig) -> Result<GruConfig> {
             "ONNX's GRU has no zoneout; set it to 0 to export the model",
         );
     }
-    let reverse = config.reverse_activations.unwrap_or(config.activations);
-    let can_negate = [config.activations, reverse].iter().all(|of| is_symmetric(of.gate));
-    if config.update == Update::Overwrites && !can_negate {
+    if config.update == Update::Overwrites && !can_negate_z(config) {
         return refused(
             "gates of this activation, Update::Overwrites and ONNX",
             "ONNX's update is Update::Keeps, and only gates with 1 − f(a) = f(−a) can be converted, \
@@ -136,28 +134,6 @@ pub(super) fn onnx_config(config: &GruConfig) -> Result<GruConfig> {
     }
     let bias = if config.bias == Bias::None { Bias::None } else { Bias::Two };
     Ok(config.clone().with_update(Update::Keeps).with_bias(bias).with_dropout(0.0))
-}
-
-/// Returns true if 1 − f(a) = f(−a), so that a gate with negated weights is 1 minus the gate.
-fn is_symmetric(gate: Activation) -> bool {
-    match gate {
-        Activation::Sigmoid => true,
-        Activation::HardSigmoid { beta, .. } | Activation::Affine { beta, .. } => beta == 0.5,
-        _ => false,
-    }
-}
-
-/// Returns the cell with the weights and biases of z negated.
-pub(super) fn with_z_negated(cell: &Cell) -> Cell {
-    let mut cell = cell.clone();
-    let hidden = cell.weight_hh.ncols();
-    for weight in [&mut cell.weight_ih, &mut cell.weight_hh] {
-        weight.slice_mut(ndarray::s![hidden..2 * hidden, ..]).mapv_inplace(|w| -w);
-    }
-    for bias in [&mut cell.bias_ih, &mut cell.bias_hh].into_iter().flatten() {
-        bias.slice_mut(ndarray::s![hidden..2 * hidden]).mapv_inplace(|b| -b);
-    }
-    cell
 }
 
 /// A graph under construction.

@@ -1,14 +1,15 @@
 //! Where a file of PyTorch holds its pickle and its storages.
 
 use std::collections::HashMap;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{Read, Seek};
 
-use zip::{CompressionMethod, ZipArchive};
+use zip::CompressionMethod;
 
 use super::pickle::{self, Pickle, Storage};
 use crate::error::{Error, Result, quote};
 use crate::formats::files::ByteSource;
 use crate::formats::numbers::FloatType;
+use crate::formats::zip_archive;
 
 /// What a zip archive starts with: the header of its first entry.
 const ZIP: [u8; 4] = *b"PK\x03\x04";
@@ -56,14 +57,11 @@ fn open_zip<S: Read + Seek>(source: &mut ByteSource<S>) -> Result<(Pickle, Stora
 
 /// Returns the range of every entry that is stored as it is.
 fn zip_entries<S: Read + Seek>(source: &mut ByteSource<S>) -> Result<Storages> {
-    let wrong = |error: zip::result::ZipError| {
-        Error::format_from(format!("it is not a valid zip archive: {error}"), error)
-    };
     let file_len = source.len();
-    let mut archive = ZipArchive::new(BufReader::new(source.inner())).map_err(wrong)?;
+    let mut archive = zip_archive::open(source.inner())?;
     let mut entries = HashMap::new();
     for at in 0..archive.len() {
-        let entry = archive.by_index_raw(at).map_err(wrong)?;
+        let entry = archive.by_index_raw(at).map_err(zip_archive::invalid)?;
         let (name, start, len) = (entry.name(), entry.data_start(), entry.compressed_size());
         let is_inside = start.checked_add(len).is_some_and(|end| end <= file_len);
         if !is_inside {
@@ -83,34 +81,7 @@ fn zip_entries<S: Read + Seek>(source: &mut ByteSource<S>) -> Result<Storages> {
             )));
         }
     }
-    // The crate `zip` keeps the last of several entries with one name. Another reader may take the
-    // first.
-    let (first, count) = (archive.central_directory_start(), archive.len());
-    let headers = count_headers(archive.into_inner(), first);
-    if headers.is_ok_and(|headers| headers != count) {
-        return Err(Error::format("its zip archive has a name twice".to_owned()));
-    }
     Ok(entries)
-}
-
-/// Returns the number of headers in the central directory, which starts at `first`.
-fn count_headers(mut reader: impl Read + Seek, first: u64) -> io::Result<usize> {
-    const SIGNATURE: &[u8] = b"PK\x01\x02";
-    reader.seek(SeekFrom::Start(first))?;
-    let mut count = 0;
-    loop {
-        let mut header = [0; 46];
-        // The end of the directory has at least 22 bytes more.
-        reader.read_exact(&mut header[..4])?;
-        if header[..4] != *SIGNATURE {
-            return Ok(count);
-        }
-        reader.read_exact(&mut header[4..])?;
-        count += 1;
-        // The lengths of the name, the extra field and the comment.
-        let len = |at| i64::from(u16::from_le_bytes([header[at], header[at + 1]]));
-        reader.seek(SeekFrom::Current(len(28) + len(30) + len(32)))?;
-    }
 }
 
 /// Says what an archive without a pickle holds.

@@ -33,6 +33,7 @@ use self::archive::Storages;
 use self::pickle::{Id, Pickle};
 use super::files::{self, ByteSource};
 use super::state_dict::{StateDict, StateDictOptions, parse};
+use super::weight_layout::WeightLayout;
 use crate::error::{Error, Result, quote};
 use crate::spec::params::Params;
 
@@ -73,6 +74,22 @@ pub fn prefixes(path: impl AsRef<Path>) -> Result<Vec<String>> {
 /// The errors of [`load`].
 pub fn read_prefixes(from: impl Read + Seek) -> Result<Vec<String>> {
     Ok(PytorchFile::open(ByteSource::new(from)?)?.prefixes())
+}
+
+/// Returns the layout of the GRU that the options choose.
+///
+/// # Errors
+/// The errors of [`load`].
+pub fn layout(path: impl AsRef<Path>, options: &StateDictOptions) -> Result<WeightLayout> {
+    files::open(path.as_ref(), |source| PytorchFile::open(source)?.layout(options))
+}
+
+/// Like [`layout`], from a stream.
+///
+/// # Errors
+/// The errors of [`load`].
+pub fn read_layout(from: impl Read + Seek, options: &StateDictOptions) -> Result<WeightLayout> {
+    PytorchFile::open(ByteSource::new(from)?)?.layout(options)
 }
 
 /// A file whose pickle is read, from which tensors can be read.
