@@ -88,8 +88,9 @@ pub fn zip(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
     for (name, bytes) in entries {
         let offset = file.len() as u32;
         let mut common = Vec::new();
-        // The version, flags, method, time, date and checksum, which no reader of ours checks.
-        common.extend([10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        // The version, flags, method, time and date; then the checksum.
+        common.extend([10, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        common.extend(crc32(bytes).to_le_bytes());
         common.extend((bytes.len() as u32).to_le_bytes());
         common.extend((bytes.len() as u32).to_le_bytes());
         common.extend((name.len() as u16).to_le_bytes());
@@ -105,4 +106,9 @@ pub fn zip(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
     file.extend([(directory.len() as u32).to_le_bytes(), start.to_le_bytes()].concat());
     file.extend([0, 0]);
     file
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    let bit = |crc: u32| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg());
+    !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), |crc, _| bit(crc)))
 }
