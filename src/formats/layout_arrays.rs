@@ -7,6 +7,7 @@ use super::layout_names::cell_prefixes;
 use super::state_dict::is_head_parameter;
 use super::weight_layout::WeightLayout;
 use crate::error::{Error, Result};
+use crate::spec::activation::Activations;
 use crate::spec::config::{GruConfig, Reset, Update};
 use crate::spec::params::Params;
 
@@ -64,7 +65,9 @@ fn check_definition(layout: WeightLayout, config: &GruConfig) -> Result<()> {
             "only ONNX clips; leave it out, or choose the layout of PyTorch or ONNX",
         );
     }
-    if layout == WeightLayout::Mlx && !has_standard_activations(config) {
+    let is_standard =
+        config.activations == Activations::default() && config.reverse_activations.is_none();
+    if layout == WeightLayout::Mlx && !is_standard {
         return refused(
             "these activations and the layout of MLX",
             "MLX's GRU has σ and tanh; choose another layout",
@@ -78,19 +81,6 @@ fn check_definition(layout: WeightLayout, config: &GruConfig) -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn has_standard_activations(config: &GruConfig) -> bool {
-    let standard = GruConfig::new(config.input_size, config.hidden_size);
-    *config
-        == standard
-            .with_layers(config.layers)
-            .with_direction(config.direction)
-            .with_reset(config.reset)
-            .with_update(config.update)
-            .with_bias(config.bias)
-            .with_dropout(config.dropout)
-            .with_zoneout(config.zoneout)
 }
 
 type Named = Vec<(&'static str, ArrayD<f32>)>;
