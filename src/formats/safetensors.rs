@@ -187,14 +187,18 @@ fn encode_network(params: &Params) -> Result<Vec<u8>> {
     encode_tensors(network_tensors("", layout, params.as_slice()), Some((CONFIG_KEY, config)))
 }
 
-/// Reads a network's parameters from a file of [`save_network`], even if its tensors have been
-/// moved under a prefix since, or from a [`Checkpoint`](crate::Checkpoint). The options' prefix is
-/// the prefix of the network's GRU. The head's `weight` and `bias` are next to the GRU, under
-/// `head`.
+/// Reads a network's parameters: a GRU and its linear head. The options' prefix is the prefix of
+/// the GRU.
+///
+/// - In a file of [`save_network`], even if its tensors have been moved under a prefix since, and
+///   in a [`Checkpoint`](crate::Checkpoint), the head's `weight` and `bias` are next to the GRU,
+///   under `head`, and the metadata says what it reads.
+/// - In a file of another program the options say it ([`StateDictOptions::with_head`]), and the
+///   head is found by its shape, or by its name. A head without a bias gets one of zeros.
 ///
 /// # Errors
-/// The errors of [`load`], and [`Error::Format`] if there is no head or the metadata has no
-/// [`Readout`](crate::Readout) for it.
+/// The errors of [`load`], and [`Error::Format`] if there is no head, or not the one that the
+/// options describe; [`Error::Choice`] if several layers could be the head.
 pub fn load_network(path: impl AsRef<Path>, options: &SafetensorsOptions) -> Result<Params> {
     files::open(path.as_ref(), |source| Tensors::open(source)?.read_network(options))
 }

@@ -10,16 +10,21 @@ use ndarray::ArrayD;
 
 use self::cells::CellArrays;
 use self::choice::{Choice, Chosen, Found, prefixes_of};
+#[cfg(any(feature = "pytorch", feature = "safetensors"))]
+use self::head::Heads;
 use super::cell::Cell;
 use super::layout_names::stored_bias;
 use super::weight_layout::WeightLayout;
 use crate::error::{Error, Result, quote};
+use crate::spec::activation::Activations;
 use crate::spec::config::{Bias, Direction, GruConfig, Reset, Update};
-use crate::spec::head::Readout;
+use crate::spec::head::{Head, Readout};
 use crate::spec::params::{ParamLayout, Params};
 
 mod cells;
 mod choice;
+#[cfg(any(feature = "pytorch", feature = "safetensors"))]
+mod head;
 mod layers;
 mod pytorch;
 
@@ -44,7 +49,7 @@ pub(super) use self::pytorch::parse;
 ///     .with_layout(WeightLayout::Keras)
 ///     .with_reset(Reset::Before);
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct StateDictOptions {
     /// The prefix of the GRU's tensor names, in front of `weight_ih_l0` or `kernel`. With `None`
@@ -55,6 +60,16 @@ pub struct StateDictOptions {
     /// Where the reset gate acts, for tensors that do not tell: those of ONNX, and those of Keras
     /// without a bias.
     pub reset: Option<Reset>,
+    /// The activations, of a GRU of another program: tensors do not tell of them. With `None` they
+    /// are σ and tanh.
+    pub activations: Option<Activations>,
+    /// The head of a network: its outputs, and what it reads. Only for `load_network`, and only
+    /// for files of other programs, which do not say it.
+    pub head: Option<Head>,
+    /// The name of the head, such as `classifier.fc`. With `None` it is the only linear layer whose
+    /// weight has the shape `[C, D·H]` and whose bias has the shape `[C]`, of those nearest to the
+    /// GRU.
+    pub head_name: Option<String>,
     /// True to accept weights that are infinite or NaN.
     pub allow_non_finite: bool,
 }
@@ -88,6 +103,38 @@ impl StateDictOptions {
         Self { reset: reset.into(), ..self }
     }
 
+    /// Sets the activations, such as Keras' `recurrent_activation` and `activation`.
+    #[must_use]
+    pub fn with_activations(self, activations: impl Into<Option<Activations>>) -> Self {
+        Self { activations: activations.into(), ..self }
+    }
+
+    /// Sets the head of a network in a file of another program.
+    ///
+    /// ```no_run
+    /// # #[cfg(feature = "pytorch")] {
+    /// use gru_wgpu::formats::{StateDictOptions, pytorch};
+    /// use gru_wgpu::{Device, Head, Learner, LearnerConfig, Loss, Optimizer};
+    ///
+    /// // In Python: a module with nn.GRU(3, 16) and nn.Linear(16, 5), which reads h_n.
+    /// let options = StateDictOptions::new().with_head(Head::last(5));
+    /// let params = pytorch::load_network("classifier.pt", &options)?;
+    /// let config = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 1e-3);
+    /// let learner = Learner::new(params, config, &Device::auto())?;
+    /// # }
+    /// # Ok::<(), gru_wgpu::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_head(self, head: impl Into<Option<Head>>) -> Self {
+        Self { head: head.into(), ..self }
+    }
+
+    /// Sets the name of the head.
+    #[must_use]
+    pub fn with_head_name<'a>(self, name: impl Into<Option<&'a str>>) -> Self {
+        Self { head_name: name.into().map(str::to_owned), ..self }
+    }
+
     /// Sets whether weights that are infinite or NaN are accepted.
     #[must_use]
     pub fn with_non_finite(self, allow_non_finite: bool) -> Self {
@@ -99,7 +146,10 @@ impl StateDictOptions {
 pub(crate) struct StoredConfig {
     pub config: GruConfig,
     /// What the head reads, if there is one.
-    #[cfg_attr(not(feature = "safetensors"), expect(dead_code, reason = "only there is a head"))]
+    #[cfg_attr(
+        not(any(feature = "pytorch", feature = "safetensors")),
+        expect(dead_code, reason = "only there is a head")
+    )]
     pub readout: Option<Readout>,
     /// True if every GRU of the file has this definition, as in a checkpoint.
     pub is_of_all: bool,
@@ -132,7 +182,16 @@ pub(crate) trait StateDict: Sized {
             Chosen::Own(cells, config) => self.read_own(&cells, &config, options)?,
             Chosen::Joined(layers) => self.read_joined(&layers, options)?,
         };
-        let found = params.layout().config().reset;
+        let config = params.layout().config();
+        let activations = options.activations.unwrap_or(config.activations);
+        if activations != config.activations && self.stored_config()?.is_some() {
+            return Err(Error::format(format!(
+                "its metadata describes a {config}; leave out other activations"
+            )));
+        }
+        let found = config.reset;
+        let config = GruConfig { activations, ..config.clone() };
+        let params = Params::from_flat(ParamLayout::new(&config)?, params.into_flat());
         match options.reset {
             Some(asked) if asked != found => Err(Error::format(format!(
                 "the reset gate of its GRU acts {} the product, as its tensors tell, but {} was \
@@ -153,19 +212,40 @@ pub(crate) trait StateDict: Sized {
         })
     }
 
-    /// Reads the network that the options choose, of a file that this crate wrote.
-    #[cfg(feature = "safetensors")]
+    /// Reads the GRU that the options choose, and its head: that of the metadata in a file that
+    /// this crate wrote, otherwise the one that the options describe.
+    #[cfg(any(feature = "pytorch", feature = "safetensors"))]
     fn read_network(&mut self, options: &StateDictOptions) -> Result<Params> {
+        match self.stored_config()?.and_then(|stored| stored.readout) {
+            Some(readout) => self.read_own_network(readout, options),
+            None => {
+                let gru = match self.choose(options)? {
+                    Chosen::One(gru) => gru.prefix(),
+                    Chosen::Own(cells, _) => cells[0].prefix.clone(),
+                    Chosen::Joined(layers) => layers[0][0].prefix(),
+                };
+                let params = self.read_gru(options)?;
+                self.with_head(&params, &gru, options)
+            }
+        }
+    }
+
+    /// Reads a network of a file that this crate wrote.
+    #[cfg(any(feature = "pytorch", feature = "safetensors"))]
+    fn read_own_network(&mut self, readout: Readout, options: &StateDictOptions) -> Result<Params> {
         let pytorch = options.clone().with_layout(WeightLayout::Pytorch);
-        let prefix =
-            self.choose_one(options, options.prefix.as_deref(), &self.grus(&pytorch))?.prefix();
-        let stored = self.stored_of(&prefix)?;
-        let Some(StoredConfig { config, readout: Some(readout), .. }) = stored else {
-            let reason = "its metadata describes no GRU with a head; expected a file written by \
-                          save_network or a checkpoint";
-            return Err(Error::format(reason.to_owned()));
+        let asked = options.prefix.as_deref();
+        let prefix = self.choose_one(options, asked, &self.grus(&pytorch))?.prefix();
+        let Some(StoredConfig { config, .. }) = self.stored_of(&prefix)? else {
+            return Err(Error::format("its metadata describes another GRU".to_owned()));
         };
         let layout = self.network_layout(&prefix, &config, readout)?;
+        let found = layout.required_head()?;
+        if options.head.is_some_and(|asked| asked != found) || options.head_name.is_some() {
+            return Err(Error::format(format!(
+                "its metadata describes its head, {found:?}; leave out another one or its name"
+            )));
+        }
         self.params(&prefix, layout, options.allow_non_finite)
     }
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use gru_wgpu::formats::{npz, onnx, safetensors};
 
-use crate::data::model_file::{ModelArgs, extension};
+use crate::data::model_file::ModelArgs;
+use crate::data::model_format::extension;
 use crate::ui::arguments::LayoutArg;
 use crate::ui::output::{log, quote_path};
 use crate::ui::outputs::OutputFiles;

@@ -10,6 +10,7 @@ pub mod fingerprint;
 pub mod holdout;
 pub mod labels;
 pub mod model_file;
+pub mod model_format;
 pub mod numbers;
 pub mod predictor;
 pub mod sequences;

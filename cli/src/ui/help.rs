@@ -88,6 +88,10 @@ option("prefix", "PREFIX", "Prefix of the GRU's names in a file of named arrays"
          a plus joins two directions: `cell0,cell1`, `forward+backward`."),
 option("layout", "LAYOUT", "Layout of the arrays: pytorch, keras, flax, mlx or onnx").rare().more("The framework whose names and axes they have. Default: the one that the names tell."),
 option("reset", "after|before", "Reset gate after or before the recurrent product").only_for(&["run", "grad", "convert", "check"]).rare().more("For arrays that do not tell: those in the layout of onnx, and those of Keras without a bias."),
+option("gate", "FUNCTION", "Activation of r and z [default: sigmoid]").rare().more("For files of arrays, which do not tell: `hard-sigmoid(0.1666667,0.5)` is that of Keras 3, PyTorch and JAX, \
+         `hard-sigmoid(0.2,0.5)` that of Keras 2 and ONNX; also tanh, relu, identity, softsign, softplus, elu(α), \
+         leaky-relu(α), thresholded-relu(α), affine(α,β), scaled-tanh(α,β)."),
+option("candidate", "FUNCTION", "Activation of n [default: tanh]").rare().more("As --gate."),
 option("node", "NAME", "GRU node of an .onnx file, or `first..last` of a stack").more("Needed if the file has several GRUs."),
 option("allow_non_finite", "", "Accept weights that are infinite or NaN"),
 option("hidden", "UNITS", "Hidden units per layer and direction"),
@@ -97,6 +101,10 @@ option("bidirectional", "", "Run in both directions"),
 option("reset", "after|before", "Reset gate after or before the recurrent product").only_for(&["train", "forecast", "bench"]).rare().more("after: as in PyTorch and cuDNN. before: as in ONNX by default. PyTorch can load a trained model \
          only with after."),
 option("dropout", "FRACTION", "Probability of dropout between layers").rare(),
+option("init", "MODEL", "Start from the network of a model file").rare().more("A network of this program, or a state dict with a GRU and a linear head, found by its shape. The inputs are \
+         scaled by --scale, and the outputs of classes are in the classes' order: sorted as text."),
+option("init_prefix", "PREFIX", "Prefix of the GRU's names in --init").rare(),
+option("init_head", "NAME|found|new", "Head of --init, by its name").rare().more("found: the only linear layer with the head's shape. new: the head is drawn, as without --init."),
 ]),
 ("Training", &[
 option("epochs", "EPOCHS", "Passes over the training set [default: 40]").only_for(&["train"]),

@@ -60,6 +60,25 @@ pub fn read(from: impl Read + Seek, options: &StateDictOptions) -> Result<Params
     PytorchFile::open(ByteSource::new(from)?)?.read_gru(options)
 }
 
+/// Reads a network's parameters: a GRU and its linear head, which the options describe
+/// ([`StateDictOptions::with_head`]). The head is found by its shape, or by its name. A head
+/// without a bias gets one of zeros.
+///
+/// # Errors
+/// The errors of [`load`], and [`Error::Format`] if there is no head, or not the one that the
+/// options describe; [`Error::Choice`] if several layers could be the head.
+pub fn load_network(path: impl AsRef<Path>, options: &StateDictOptions) -> Result<Params> {
+    files::open(path.as_ref(), |source| PytorchFile::open(source)?.read_network(options))
+}
+
+/// Like [`load_network`], from a stream.
+///
+/// # Errors
+/// The errors of [`load_network`].
+pub fn read_network(from: impl Read + Seek, options: &StateDictOptions) -> Result<Params> {
+    PytorchFile::open(ByteSource::new(from)?)?.read_network(options)
+}
+
 /// Returns the prefix of every GRU in a file; `""` for a GRU without a prefix.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ use super::StateDict;
 use crate::error::{Error, Result, quote};
 use crate::formats::files::check_finite;
 use crate::spec::config::{Bias, Direction, GruConfig};
-#[cfg(feature = "safetensors")]
+#[cfg(any(feature = "pytorch", feature = "safetensors"))]
 use crate::spec::head::{Head, Readout};
 use crate::spec::params::{HEAD_BIAS, HEAD_WEIGHT, ParamLayout, Params};
 
@@ -155,7 +155,7 @@ pub(crate) trait PytorchNames: StateDict {
     }
 
     /// Returns the layout of the network whose GRU is under `prefix`, after checking its tensors.
-    #[cfg(feature = "safetensors")]
+    #[cfg(any(feature = "pytorch", feature = "safetensors"))]
     fn network_layout(
         &self,
         prefix: &str,

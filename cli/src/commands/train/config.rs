@@ -1,5 +1,7 @@
 //! The `config.toml` of a run of `gru train`.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use gru_wgpu::{
@@ -61,6 +63,10 @@ pub struct SequenceModelSettings {
     /// The probability of dropout between layers.
     #[arg(long, default_value_t = 0.0, value_parser = fraction_or_zero::<f32>)]
     pub dropout: f32,
+    /// The model file that the run started from.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -309,7 +315,7 @@ impl TrainConfig {
 
     /// Returns the layout of the parameters.
     pub fn layout(&self) -> Result<ParamLayout> {
-        let SequenceModelSettings { hidden, layers, direction, reset, dropout } = self.model;
+        let SequenceModelSettings { hidden, layers, direction, reset, dropout, .. } = self.model;
         let inputs = self.features.iter().map(Feature::inputs).sum();
         let config: GruConfig = reset.config(inputs, hidden).with_layers(layers);
         let config = config.with_direction(direction.into()).with_dropout(dropout);

@@ -5,6 +5,7 @@ mod baselines;
 pub mod classes;
 pub mod config;
 mod curves;
+mod init;
 mod report;
 pub mod sequences;
 
@@ -31,6 +32,7 @@ use crate::rundir::folder::RunDir;
 use crate::ui::arguments::{at_least_one, fraction};
 use crate::ui::output::{log, quote};
 use config::{LossSetting, SequenceModelSettings, TrainConfig, TrainOverrides, TrainSettings};
+use init::InitArgs;
 use report::Format;
 use sequences::SequenceRun;
 
@@ -49,6 +51,8 @@ pub struct TrainArgs {
     valid: Option<PathBuf>,
     #[command(flatten)]
     model: SequenceModelSettings,
+    #[command(flatten)]
+    init: InitArgs,
     #[arg(long, value_parser = at_least_one)]
     batch: Option<usize>,
     #[command(flatten)]
@@ -61,7 +65,7 @@ pub struct TrainArgs {
     force: bool,
     #[arg(long,
         conflicts_with_all = ["run", "force", "batch", "SequenceColumnArgs", "TableArgs", "SequenceModelSettings",
-            "TrainSettings"])]
+            "InitArgs", "TrainSettings"])]
     resume: Option<PathBuf>,
     #[arg(long, default_value = "10m", value_parser = interval)]
     checkpoint_every: CheckpointInterval,
@@ -199,11 +203,12 @@ impl TrainArgs {
             columns,
             windows,
             features,
-            model: self.model.clone(),
+            model: SequenceModelSettings { init: self.init.path()?, ..self.model.clone() },
             training,
             changes: Vec::new(),
         };
-        SequenceRun::new(config, split)
+        let init = self.init.params(&config.layout()?, config.training.seed)?;
+        Ok(SequenceRun { init, ..SequenceRun::new(config, split)? })
     }
 
     /// Describes the files of a new run.

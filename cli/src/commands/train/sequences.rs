@@ -1,7 +1,7 @@
 //! [`SequenceRun`]: the sequences that `gru train` trains on, and the baseline.
 
 use anyhow::{Context, Result};
-use gru_wgpu::{Dataset, ParamLayout};
+use gru_wgpu::{Dataset, ParamLayout, Params};
 
 use super::baselines::{Baselines, LabelOrder, MajorityBaseline, NumberBaselines};
 use super::config::{TrainConfig, TrainSettings};
@@ -22,6 +22,8 @@ pub struct SequenceRun {
     pub config: TrainConfig,
     pub examples: SequenceExamples,
     pub baselines: Baselines,
+    /// The parameters of another model that a new run starts from.
+    pub init: Option<Params>,
 }
 
 impl SequenceRun {
@@ -40,7 +42,7 @@ impl SequenceRun {
             }
             None => Baselines::Classes(MajorityBaseline::new(task, train, valid)?),
         };
-        Ok(Self { config, examples, baselines })
+        Ok(Self { config, examples, baselines, init: None })
     }
 }
 
@@ -97,6 +99,10 @@ impl TrainingRun for SequenceRun {
         self.config.layout()
     }
 
+    fn init(&self) -> Option<&Params> {
+        self.init.as_ref()
+    }
+
     fn train(&self) -> impl Dataset {
         self.examples.train.data()
     }
@@ -147,7 +153,7 @@ impl TrainingRun for SequenceRun {
     }
 
     fn curves(&self, epochs: &[EpochMetrics]) -> Result<String> {
-        let Self { config, examples, baselines } = self;
+        let Self { config, examples, baselines, .. } = self;
         let file = config.data.train.file_name().unwrap_or_default().to_string_lossy();
         let [train, valid] = [&examples.train, &examples.valid].map(|set| set.sequences().len());
         let (baseline, metric) = match (baselines, &config.columns.numeric) {

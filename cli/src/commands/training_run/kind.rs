@@ -1,7 +1,7 @@
 //! [`TrainingRun`]: what differs between the runs of `gru train` and of `gru forecast`.
 
 use anyhow::Result;
-use gru_wgpu::{Dataset, LearnerConfig, ParamLayout};
+use gru_wgpu::{Dataset, LearnerConfig, ParamLayout, Params};
 
 use crate::rundir::config::RunConfig;
 use crate::rundir::epochs::EpochMetrics;
@@ -31,6 +31,12 @@ pub trait TrainingRun {
 
     /// Returns the layout of the parameters.
     fn layout(&self) -> Result<ParamLayout>;
+
+    /// Returns the parameters of another model that a new run starts from. Without them they are
+    /// drawn.
+    fn init(&self) -> Option<&Params> {
+        None
+    }
 
     /// Returns the training set.
     fn train(&self) -> impl Dataset;

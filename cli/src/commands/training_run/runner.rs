@@ -46,7 +46,10 @@ impl<'a, R: TrainingRun> Runner<'a, R> {
             Some(checkpoint) => Trainer::from_checkpoint(checkpoint, device)?,
             None => {
                 let settings = run.settings();
-                let params = Params::init_of(run.layout()?, Init::Uniform, settings.seed())?;
+                let params = match run.init() {
+                    Some(params) => params.clone(),
+                    None => Params::init_of(run.layout()?, Init::Uniform, settings.seed())?,
+                };
                 let learner = Learner::new(params, learner_config(run), device)?;
                 Trainer::new(learner, settings.trainer_config())?
             }
