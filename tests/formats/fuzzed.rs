@@ -4,8 +4,8 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use gru_wgpu::formats::{StateDictOptions, npy, onnx, pytorch, safetensors};
-use gru_wgpu::{Error, Params};
+use gru_wgpu::formats::{StateDictOptions, npy, npz, onnx, pytorch, safetensors};
+use gru_wgpu::{Error, Params, Reset};
 
 /// Reads every file of a target. Returns the number of files and of successful reads.
 fn read_all(target: &str, read: impl Fn(&Path) -> Result<(), Error>) -> (usize, usize) {
@@ -60,6 +60,20 @@ fn onnx_files() {
         Ok(())
     };
     let (files, good) = read_all("onnx", |path| read(path, None).or(read(path, Some("Y0"))));
+    assert!(files > good && good > 0, "{good} of {files}");
+}
+
+#[test]
+fn npz_files() {
+    let (files, good) = read_all("npz", |path| {
+        let prefixes = npz::prefixes(path)?;
+        let read = |prefix, reset| {
+            let options = StateDictOptions::new().with_prefix(prefix).with_reset(reset);
+            npz::load(path, &options).map(|params| check_finite(&params))
+        };
+        let first = prefixes.first().map(String::as_str);
+        read(None, None).or(read(first, None)).or(read(first, Some(Reset::Before)))
+    });
     assert!(files > good && good > 0, "{good} of {files}");
 }
 

@@ -831,6 +831,30 @@ fn inconsistent_archives_are_refused() {
     assert!(len < 100_000, "{len}");
     let message = refused(bounded(len, load));
     assert!(message.contains("the array `weight_ih_l0`"), "{message}");
+    // A name twice, and sizes that the file does not have.
+    let array = |shape: &str| {
+        let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n");
+        let len = (header.len() as u16).to_le_bytes();
+        [b"\x93NUMPY\x01\x00", &len[..], header.as_bytes(), &[0; 60]].concat()
+    };
+    let arrays = |shapes: &[(&str, &str)]| {
+        let entry = |&(name, shape): &(&str, &str)| (format!("{name}.npy"), array(shape));
+        tf::zip(&shapes.iter().map(entry).collect::<Vec<_>>())
+    };
+    let one = ("weight_ih_l0", "(3, 5)");
+    let message = refused(read_npz(&arrays(&[one, one])));
+    assert!(message.contains("has a name twice"), "{message}");
+    for (kernel, recurrent, reason) in [
+        ("(1, 300000000)", "(100000000, 300000000)", "more than the file has bytes"),
+        ("(1, 3)", "(1, 3)", "extra"),
+        ("(5, 3)", "(-1, 3)", "a size is negative"),
+        ("(99999999999, 99999999999)", "(1, 3)", "the element count overflows"),
+        ("(1, 15)", "(5, 15)", "missing"),
+    ] {
+        let file = arrays(&[("kernel", kernel), ("recurrent_kernel", recurrent)]);
+        let message = refused(read_npz(&file));
+        assert!(message.to_lowercase().contains(reason), "{kernel}: {message}");
+    }
     write("weights.npy", b"");
     let message = refused(load());
     assert!(message.contains("the file holds no GRU"), "{message}");

@@ -426,16 +426,12 @@ fn files_that_were_changed_since_are_refused() {
         ("layers=2", "layers=1", "describes one GRU"),
         ("layers=2", "layers=3", "describes one GRU"),
         ("hidden=5", "hidden=6", "has shape [15, 3], expected [18, 3]"),
-        ("hidden=5 layers=2 ", "hidden=500000000 ", "lacks `layers`"),
         ("reset=before", "reset=after ", "but its tensors have other biases"),
         ("bias=one", "bias=non", "has `non` for `bias`"),
         ("gru_1/", "gru_x/", "describes one GRU"),
-        ("config input", "config inputs", "config"),
     ] {
-        if from.len() == to.len() {
-            let message = refused(read_npz(&replaced(from, to), &options));
-            assert!(message.contains(reason), "{from} → {to}: {message}");
-        }
+        let message = refused(read_npz(&replaced(from, to), &options));
+        assert!(message.contains(reason), "{from} → {to}: {message}");
     }
     for (prefix, is_there) in [("", true), ("gru", false), ("gru,gru_1", false)] {
         let read = read_npz(&file, &options.clone().with_prefix(prefix));
@@ -445,6 +441,11 @@ fn files_that_were_changed_since_are_refused() {
     let file = write_safetensors(&params, WeightLayout::Keras).unwrap();
     let (_, header) = ::safetensors::SafeTensors::read_metadata(&file).unwrap();
     let tensors = ::safetensors::SafeTensors::deserialize(&file).unwrap();
+    // A bias that is gone is not zero.
+    let kept = tensors.iter().filter(|(name, _)| !name.ends_with("bias"));
+    let kept = ::safetensors::serialize(kept, header.metadata().clone()).unwrap();
+    let message = refused(read_safetensors(&kept, &options));
+    assert!(message.contains("but its tensors have other biases"), "{message}");
     let moved = tensors.iter().map(|(name, view)| (format!("model/{name}"), view));
     let moved = ::safetensors::serialize(moved, header.metadata().clone()).unwrap();
     for prefix in [None, Some("model"), Some("model/")] {
