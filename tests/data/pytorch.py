@@ -5,6 +5,7 @@
     NAME.pt           a file of torch.save, in the zip form or the old form
     NAME.PREFIX.npy   y of the GRU under PREFIX for x.npy, [T, B, D·H], as torch computes it
     x.npy             the input, [T, B, I]
+    NAME.every.npy    the head's outputs at every step, [T, B, C], and NAME.last.npy those of h_n, [1, B, C]
 
 Made with torch 2.15 on a CPU, in single precision.
 """
@@ -203,6 +204,34 @@ def script():
     expect("script", "gru", model(x))
 
 
+class Classifier(torch.nn.Module):
+    """A GRU with a linear head under a name of its own, beside a layer of another shape."""
+
+    def __init__(self, classes=4, bias=True):
+        super().__init__()
+        self.gru = torch.nn.GRU(I, H, bidirectional=True)
+        self.embed = torch.nn.Linear(2 * H, 2 * H)
+        self.fc = torch.nn.Linear(2 * H, classes, bias=bias)
+
+    def forward(self, x):
+        y, h_n = self.gru(x)
+        return self.fc(y), self.fc(torch.cat([*h_n], -1))
+
+
+def heads():
+    """Networks whose head is found by its shape: alone, twice in a checkpoint, among layers of one shape, without bias."""
+    torch.manual_seed(6)
+    model, average, bare = Classifier(), Classifier(), Classifier(bias=False)
+    save("head", model.state_dict())
+    save("heads", {"epoch": 3, "model": model.state_dict(), "ema": average.state_dict()})
+    save("head_choice", {**model.state_dict(), "aux.weight": average.fc.weight.data, "aux.bias": average.fc.bias.data})
+    save("head_bare", bare.state_dict())
+    for name, network in (("head", model), ("heads.ema", average), ("head_bare", bare)):
+        every, last = network(x)
+        np.save(HERE / f"{name}.every.npy", every.numpy())
+        np.save(HERE / f"{name}.last.npy", last[None].numpy())
+
+
 with torch.no_grad():
     HERE.mkdir(exist_ok=True)
     state_dicts()
@@ -211,3 +240,5 @@ with torch.no_grad():
     cells()
 forms()
 script()
+with torch.no_grad():
+    heads()

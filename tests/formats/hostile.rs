@@ -9,8 +9,8 @@ use std::path::Path;
 
 use gru_wgpu::formats::{StateDictOptions, WeightLayout, npy, npz, onnx, pytorch, safetensors};
 use gru_wgpu::{
-    Checkpoint, Device, Direction, Error, Example, GruConfig, Head, Init, Learner, LearnerConfig,
-    Loss, Optimizer, ParamLayout, Params, Target, Trainer, TrainerConfig,
+    Bias, Checkpoint, Device, Direction, Error, Example, GruConfig, Head, Init, Learner,
+    LearnerConfig, Loss, Optimizer, ParamLayout, Params, Target, Trainer, TrainerConfig,
 };
 use ndarray::Array2;
 use tempfile::TempDir;
@@ -279,18 +279,17 @@ fn read_npz(bytes: &[u8]) -> Result<Params, Error> {
 
 #[test]
 fn damaged_archives_are_read_or_refused() {
-    // One cell: each byte of the file is changed.
-    let params = Params::init(&GruConfig::pytorch(1, 1), Init::Uniform, 1).unwrap();
-    for layout in [WeightLayout::Pytorch, WeightLayout::Keras] {
-        let bytes = saved(|path| npz::save(path, &params, layout).unwrap());
-        assert_eq!(read_npz(&bytes).unwrap(), params);
-        let mut refusals = 0;
-        damaged(&bytes, |bytes| match read_npz(bytes) {
-            Ok(_) => {}
-            error => refusals += usize::from(!refused(error).is_empty()),
-        });
-        assert!(refusals > bytes.len(), "{refusals} of {}", bytes.len());
-    }
+    // Two small arrays: each byte of the file is changed.
+    let config = GruConfig::pytorch(1, 1).with_bias(Bias::None);
+    let params = Params::init(&config, Init::Uniform, 1).unwrap();
+    let bytes = saved(|path| npz::save(path, &params, WeightLayout::Pytorch).unwrap());
+    assert_eq!(read_npz(&bytes).unwrap(), params);
+    let mut refusals = 0;
+    damaged(&bytes, |bytes| match read_npz(bytes) {
+        Ok(_) => {}
+        error => refusals += usize::from(!refused(error).is_empty()),
+    });
+    assert!(refusals > bytes.len(), "{refusals} of {}", bytes.len());
 }
 
 #[test]

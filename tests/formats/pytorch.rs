@@ -2,12 +2,15 @@
 //! `tests/data/pytorch.py` made both.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Cursor, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use gru_wgpu::check::TOLERANCE;
 use gru_wgpu::formats::{StateDictOptions, npy, pytorch, safetensors};
-use gru_wgpu::{Batch, Bias, Device, Direction, Error, Gru, GruConfig, Params};
+use gru_wgpu::{
+    Batch, Bias, Device, Direction, Error, Gru, GruConfig, Head, Learner, LearnerConfig, Loss,
+    Network, Optimizer, Params,
+};
 use ndarray::{Array3, Ix3};
 
 use crate::common::assert_close;
@@ -100,6 +103,83 @@ fn weight_norm_and_weight_drop_are_computed() {
     let error = load("spectral", None).unwrap_err().to_string();
     for words in ["there is no tensor `weight_hh_l0`", "there is `weight_hh_l0_orig`"] {
         assert!(error.contains(words), "{error}");
+    }
+}
+
+/// Reads a network of four classes, and compares its outputs with those of a file.
+fn check_network(name: &str, head: Head, options: StateDictOptions, expected: &str) {
+    let file = path(&format!("{name}.pt"));
+    let params = pytorch::load_network(&file, &options.clone().with_head(head)).unwrap();
+    let read = pytorch::read_network(File::open(&file).unwrap(), &options.with_head(head)).unwrap();
+    assert_eq!(read, params);
+    let network = Network::new(params.clone(), &Device::cpu()).unwrap();
+    let outputs = network.forward(&array("x.npy")).unwrap().mapv(f64::from);
+    let expected = array(expected).mapv(f64::from).into_dyn();
+    let expected = expected.to_shape(outputs.shape()).unwrap().to_owned();
+    assert_close(name, &outputs, &expected, TOLERANCE);
+    // It starts a learner, and a file of this crate.
+    let config = LearnerConfig::new(Loss::cross_entropy(), Optimizer::adam(), 1e-3);
+    Learner::new(params.clone(), config, &Device::cpu()).unwrap();
+    let mut saved = Vec::new();
+    safetensors::write_network(&mut saved, &params).unwrap();
+    let back = safetensors::read_network(Cursor::new(&saved), &StateDictOptions::new()).unwrap();
+    assert_eq!(back, params);
+    // The head of such a file may be stated, too, if it is the same.
+    let same = StateDictOptions::new().with_head(head);
+    assert_eq!(safetensors::read_network(Cursor::new(&saved), &same).unwrap(), params);
+    let other = StateDictOptions::new().with_head(Head::last(3));
+    let error = safetensors::read_network(Cursor::new(&saved), &other).unwrap_err().to_string();
+    assert!(error.contains("its metadata describes its head"), "{error}");
+}
+
+#[test]
+fn heads_are_found_by_their_shape_or_their_name() {
+    let options = StateDictOptions::new;
+    for (head, end) in [(Head::every_step(4), "every"), (Head::last(4), "last")] {
+        check_network("head", head, options(), &format!("head.{end}.npy"));
+        // Of two networks in a file, the head beside the GRU.
+        let ema = options().with_prefix("ema.gru");
+        check_network("heads", head, ema.clone(), &format!("heads.ema.{end}.npy"));
+        let model = options().with_prefix("model.gru");
+        check_network("heads", head, model.clone(), &format!("head.{end}.npy"));
+        let other = model.with_head_name("ema.fc");
+        let error = pytorch::load_network(path("heads.pt"), &ema.with_head_name("ema.f"));
+        assert!(error.is_err());
+        pytorch::load_network(path("heads.pt"), &other.with_head(head)).unwrap();
+        let named = options().with_head_name("fc");
+        check_network("head_choice", head, named.clone(), &format!("head.{end}.npy"));
+        // A bias that is not there is 0.
+        check_network("head_bare", head, named, &format!("head_bare.{end}.npy"));
+    }
+}
+
+#[test]
+fn heads_that_are_not_there_are_refused() {
+    let load = |name: &str, options: StateDictOptions| {
+        pytorch::load_network(path(&format!("{name}.pt")), &options).unwrap_err().to_string()
+    };
+    let with = |head: Head| StateDictOptions::new().with_head(head);
+    for (error, expected) in [
+        (load("head", StateDictOptions::new()), "the file does not say what its head reads"),
+        (load("head", with(Head::last(5))), "no linear layer with a weight of shape [5, 10]"),
+        (load("head_bare", with(Head::last(4))), "no linear layer with a weight of shape [4, 10]"),
+        (load("zip", with(Head::last(4))), "no linear layer with a weight of shape [4, 10]"),
+        (
+            load("head_choice", with(Head::last(4))),
+            "2 heads; choose one by its name: `aux.`, `fc.`",
+        ),
+        (load("heads", with(Head::last(4))), "2 GRUs; choose one by its prefix"),
+        (
+            load("head", with(Head::last(4)).with_head_name("embed")),
+            "`embed.weight` has shape [10, 10]; the head's weight has [4, 10]",
+        ),
+        (
+            load("head", with(Head::last(4)).with_head_name("nothing.")),
+            "there is no tensor `nothing.weight`, the weight of the head",
+        ),
+        (load("head", with(Head::last(0))), "the head's number of outputs is 0"),
+    ] {
+        assert!(error.contains(expected), "{error}");
     }
 }
 

@@ -5,6 +5,7 @@ mod common;
 mod bench;
 mod commands;
 mod fuzzed;
+mod init;
 mod outputs;
 mod pipeline_cache;
 mod program;

@@ -22,12 +22,13 @@ pub(super) trait Heads: StateDict {
             )
         })?;
         let config = params.layout().config();
+        let layout = ParamLayout::with_head(config, head)?;
         let shape = [head.outputs, config.directions() * config.hidden_size];
         let name = match &options.head_name {
             Some(asked) => self.named_head(asked, shape)?,
             None => self.only_head(gru, shape)?,
         };
-        let mut network = Params::zeros_of(ParamLayout::with_head(config, head)?)?;
+        let mut network = Params::zeros_of(layout)?;
         for (name, array) in params.iter() {
             network.set(name, array)?;
         }
