@@ -92,6 +92,25 @@ def keras_models():
                 os.remove("saved.npz")
 
 
+def keras_activations():
+    """The arrays do not tell the activations; options do."""
+    import keras
+
+    for gate, candidate, options in (
+        ("hard_sigmoid", "relu", ["--gate", f"hard-sigmoid({1 / 6:.8f},0.5)", "--candidate", "relu"]),
+        ("tanh", "softsign", ["--gate", "tanh", "--candidate", "softsign"]),
+        ("sigmoid", "elu", ["--candidate", "elu(1)"]),
+    ):
+        layer = keras.layers.GRU(H, return_sequences=True, recurrent_activation=gate, activation=candidate)
+        model = keras.Sequential([keras.Input((None, I)), layer])
+        model.set_weights([uniform(*w.shape) / 2 for w in model.weights])
+        x = uniform(B, T, I)
+        np.savez("keras.npz", **{w.path: w.numpy() for w in model.weights})
+        compare("Keras", run("keras.npz", x, *options), np.asarray(model(x)))
+        gru("convert", "keras.npz", "middle.safetensors", *options)
+        compare("Keras", run("middle.safetensors", x), np.asarray(model(x)))
+
+
 def flax_models():
     import flax.linen as nn
     import jax
@@ -178,7 +197,7 @@ def mlx_models():
 
 with tempfile.TemporaryDirectory() as folder:
     os.chdir(folder)
-    for models in (keras_models, flax_models, mlx_models):
+    for models in (keras_models, keras_activations, flax_models, mlx_models):
         try:
             models()
         except ImportError as error:

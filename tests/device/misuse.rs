@@ -1297,6 +1297,14 @@ fn files(t: &mut Table) {
             pytorch::load(path, &formats::StateDictOptions::new())
         });
         t.row("formats::pytorch::prefixes", what, Refused, || pytorch::prefixes(path));
+        let names = "formats::pytorch::load_network formats::StateDictOptions::with_head \
+                     formats::StateDictOptions::with_head_name \
+                     formats::StateDictOptions::with_activations";
+        t.row(names, what, Refused, || {
+            let options = formats::StateDictOptions::new().with_head(Head::last(HUGE));
+            let options = options.with_head_name("").with_activations(Activations::default());
+            pytorch::load_network(path, &options)
+        });
     }
     for bytes in [vec![], vec![0; 9], vec![255; 64]] {
         let what = "bytes that are no file";
@@ -1332,6 +1340,9 @@ fn files(t: &mut Table) {
         });
         t.row("formats::pytorch::read", what, Refused, || {
             pytorch::read(Cursor::new(&bytes), &formats::StateDictOptions::new())
+        });
+        t.row("formats::pytorch::read_network", what, Refused, || {
+            pytorch::read_network(Cursor::new(&bytes), &formats::StateDictOptions::new())
         });
         t.row("formats::pytorch::read_prefixes", what, Refused, || {
             pytorch::read_prefixes(Cursor::new(&bytes))

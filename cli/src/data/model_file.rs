@@ -135,7 +135,13 @@ impl ModelSelection {
         let params = load(path, &options).map_err(of_file(path))?;
         let layout = layout(path, &options).map_err(of_file(path))?;
         if layout != WeightLayout::Pytorch {
-            log(format_args!("layout: {layout}"));
+            let untold = match self.activations() {
+                Some(_) => "",
+                None => {
+                    "; such arrays do not tell the activations, which --gate and --candidate set"
+                }
+            };
+            log(format_args!("layout: {layout}{untold}"));
         }
         let (h0, lengths) = (OptionalInput::Nothing, OptionalInput::Nothing);
         Ok(LoadedModel { params, h0, lengths, external_data: Vec::new() })
