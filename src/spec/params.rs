@@ -290,7 +290,7 @@ impl<F: NdFloat> Params<F> {
     }
 
     /// Returns the flat buffer.
-    #[cfg(feature = "safetensors")]
+    #[cfg(any(feature = "npy", feature = "pytorch", feature = "safetensors"))]
     pub(crate) fn into_flat(self) -> Vec<F> {
         self.flat
     }

@@ -4,6 +4,7 @@
 use std::io::Cursor;
 
 use arbitrary::Arbitrary;
+use gru_wgpu::Head;
 use gru_wgpu::formats::{StateDictOptions, pytorch};
 use libfuzzer_sys::fuzz_target;
 
@@ -63,7 +64,7 @@ const CLASSES: [(&str, usize); 7] = [
     ("UntypedStorage", 1),
     ("NoStorage", 1),
 ];
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 12] = [
     "weight_ih_l0",
     "weight_hh_l0",
     "bias_ih_l0",
@@ -74,6 +75,8 @@ const NAMES: [&str; 10] = [
     "parametrizations.weight_hh_l0.original1",
     "weight_ih_l1",
     "weight_ih",
+    "fc.weight",
+    "head.bias",
 ];
 
 fn pick<T>(choices: &[T], at: u8) -> &T {
@@ -123,6 +126,14 @@ fn entries(gru: &Gru<'_>) -> Vec<Entry> {
                 }
             }
         }
+    }
+    let features = hidden * ends.len() as i64;
+    for (name, shape, strides) in
+        [("fc.weight", vec![2, features], vec![features, 1]), ("fc.bias", vec![2], vec![1])]
+    {
+        let count: i64 = shape.iter().product();
+        entries.push(Entry { name: name.to_owned(), first, len: 0, shape, strides });
+        first += count;
     }
     entries.iter_mut().for_each(|entry| entry.len = first);
     for change in gru.changes.iter().take(4) {
@@ -259,6 +270,14 @@ fuzz_target!(|input: Input<'_>| {
         if let Ok(params) = pytorch::read(Cursor::new(&bytes), &options) {
             assert!(params.layout().parameter_count() <= bytes.len());
             assert!(params.as_slice().iter().all(|number| number.is_finite()));
+        }
+        for name in [None, Some("fc"), Some("head")] {
+            let options = options.clone().with_head(Head::last(2)).with_head_name(name);
+            if let Ok(params) = pytorch::read_network(Cursor::new(&bytes), &options) {
+                assert!(params.layout().parameter_count() <= 2 * bytes.len());
+                assert!(params.as_slice().iter().all(|number| number.is_finite()));
+                assert_eq!(params.layout().head(), Some(Head::last(2)));
+            }
         }
     }
 });

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::io::Cursor;
 
 use arbitrary::Arbitrary;
-use gru_wgpu::{Checkpoint, formats::safetensors};
+use gru_wgpu::{Checkpoint, Head, formats::safetensors};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -71,7 +71,7 @@ struct Data {
 }
 
 const PREFIXES: [&str; 4] = ["", "a.", "a.b.", "gru"];
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 12] = [
     "weight_ih_l0",
     "weight_hh_l0",
     "bias_ih_l0",
@@ -82,6 +82,8 @@ const NAMES: [&str; 10] = [
     "weight_hh_l1",
     "weight_ih",
     "weight_hr_l0",
+    "fc.weight",
+    "fc.bias",
 ];
 const DTYPES: [(&str, u64); 6] =
     [("F32", 4), ("F16", 2), ("BF16", 2), ("F64", 8), ("U8", 1), ("BOOL", 1)];
@@ -245,9 +247,12 @@ fuzz_target!(|input: Input<'_>| {
             assert!(params.layout().parameter_count() <= bytes.len());
             assert!(params.as_slice().iter().all(|number| number.is_finite()));
         }
-        if let Ok(params) = safetensors::read_network(Cursor::new(&bytes), &options) {
-            assert!(params.layout().parameter_count() <= bytes.len());
-            assert!(params.layout().head().is_some());
+        for head in [None, Some(Head::last(2))] {
+            let options = options.clone().with_head(head);
+            if let Ok(params) = safetensors::read_network(Cursor::new(&bytes), &options) {
+                assert!(params.layout().parameter_count() <= 2 * bytes.len());
+                assert!(params.layout().head().is_some());
+            }
         }
     }
     // The checksum refuses nearly every file that this crate did not write.
