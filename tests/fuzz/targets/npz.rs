@@ -8,7 +8,6 @@ use gru_wgpu::formats::{StateDictOptions, WeightLayout, npz, safetensors};
 use gru_wgpu::{Params, Reset};
 use libfuzzer_sys::fuzz_target;
 
-#[allow(dead_code)]
 #[path = "../../common/torch_file.rs"]
 mod torch_file;
 
