@@ -211,6 +211,22 @@ pub fn read_network(from: impl Read + Seek, options: &SafetensorsOptions) -> Res
     Tensors::open(ByteSource::new(from)?)?.read_network(options)
 }
 
+/// Returns the name of the head that [`load_network`] reads, such as `classifier.fc`.
+///
+/// # Errors
+/// The errors of [`load_network`].
+pub fn head_name(path: impl AsRef<Path>, options: &StateDictOptions) -> Result<String> {
+    files::open(path.as_ref(), |source| Tensors::open(source)?.head_name(options))
+}
+
+/// Like [`head_name`], from a stream.
+///
+/// # Errors
+/// The errors of [`load_network`].
+pub fn read_head_name(from: impl Read + Seek, options: &StateDictOptions) -> Result<String> {
+    Tensors::open(ByteSource::new(from)?)?.head_name(options)
+}
+
 /// Returns the tensors of a network in a flat buffer, with their names in a file under the prefix
 /// `parent`.
 pub(crate) fn network_tensors<'a>(

@@ -219,15 +219,33 @@ pub(crate) trait StateDict: Sized {
         match self.stored_config()?.and_then(|stored| stored.readout) {
             Some(readout) => self.read_own_network(readout, options),
             None => {
-                let gru = match self.choose(options)? {
-                    Chosen::One(gru) => gru.prefix(),
-                    Chosen::Own(cells, _) => cells[0].prefix.clone(),
-                    Chosen::Joined(layers) => layers[0][0].prefix(),
-                };
+                let gru = self.gru_prefix(options)?;
                 let params = self.read_gru(options)?;
                 self.with_head(&params, &gru, options)
             }
         }
+    }
+
+    /// Returns the name of the head that [`Self::read_network`] reads.
+    #[cfg(any(feature = "pytorch", feature = "safetensors"))]
+    fn head_name(&mut self, options: &StateDictOptions) -> Result<String> {
+        if self.stored_config()?.is_some_and(|stored| stored.readout.is_some()) {
+            return Ok("head".to_owned());
+        }
+        let gru = self.gru_prefix(options)?;
+        let config = self.read_gru(options)?.layout().config().clone();
+        let prefix = self.find_head(&gru, &config, options)?;
+        Ok(prefix.trim_end_matches(['.', '/']).to_owned())
+    }
+
+    /// Returns the prefix of the GRU that the options choose, or of its first part.
+    #[cfg(any(feature = "pytorch", feature = "safetensors"))]
+    fn gru_prefix(&self, options: &StateDictOptions) -> Result<String> {
+        Ok(match self.choose(options)? {
+            Chosen::One(gru) => gru.prefix(),
+            Chosen::Own(cells, _) => cells[0].prefix.clone(),
+            Chosen::Joined(layers) => layers[0][0].prefix(),
+        })
     }
 
     /// Reads a network of a file that this crate wrote.
@@ -241,10 +259,11 @@ pub(crate) trait StateDict: Sized {
         };
         let layout = self.network_layout(&prefix, &config, readout)?;
         let found = layout.required_head()?;
-        if options.head.is_some_and(|asked| asked != found) || options.head_name.is_some() {
-            return Err(Error::format(format!(
-                "its metadata describes its head, {found:?}; leave out another one or its name"
-            )));
+        if let Some(asked) = options.head.filter(|asked| *asked != found) {
+            return Err(Error::format(format!("its head has {found}; expected {asked}")));
+        }
+        if options.head_name.as_ref().is_some_and(|name| name != "head") {
+            return Err(Error::format("its head has the name `head`".to_owned()));
         }
         self.params(&prefix, layout, options.allow_non_finite)
     }

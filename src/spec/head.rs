@@ -36,6 +36,17 @@ pub enum Readout {
     LastState,
 }
 
+impl std::fmt::Display for Head {
+    /// `4 outputs of the last state`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let of = match self.readout {
+            Readout::EveryStep => "every step",
+            Readout::LastState => "the last state",
+        };
+        write!(f, "{} outputs of {of}", self.outputs)
+    }
+}
+
 impl Head {
     /// Returns a head with `outputs` outputs at every step.
     pub fn every_step(outputs: usize) -> Self {

@@ -226,7 +226,19 @@ def heads():
     save("heads", {"epoch": 3, "model": model.state_dict(), "ema": average.state_dict()})
     save("head_choice", {**model.state_dict(), "aux.weight": average.fc.weight.data, "aux.bias": average.fc.bias.data})
     save("head_bare", bare.state_dict())
-    for name, network in (("head", model), ("heads.ema", average), ("head_bare", bare)):
+    near = {f"enc.{name}": tensor for name, tensor in model.state_dict().items() if name.startswith("gru.")}
+    near |= {"enc.proj.weight": average.fc.weight.data, "enc.proj.bias": average.fc.bias.data}
+    save("head_near", near | {"fc.weight": model.fc.weight.data, "fc.bias": model.fc.bias.data})
+    norm = Classifier()
+    norm.fc = weight_norm(norm.fc)
+    save("head_norm", norm.state_dict())
+    new = Classifier()
+    parametrizations.weight_norm(new.fc)
+    save("head_norm_new", new.state_dict())
+    plain = torch.nn.Module()
+    plain.gru, plain.fc = torch.nn.GRU(I, H, bias=False), torch.nn.Linear(H, 4)
+    save("head_no_biases", plain.state_dict())
+    for name, network in (("head_norm", norm), ("head_norm_new", new), ("head", model), ("heads.ema", average), ("head_bare", bare)):
         every, last = network(x)
         np.save(HERE / f"{name}.every.npy", every.numpy())
         np.save(HERE / f"{name}.last.npy", last[None].numpy())

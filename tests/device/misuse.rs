@@ -1305,6 +1305,12 @@ fn files(t: &mut Table) {
             let options = options.with_head_name("").with_activations(Activations::default());
             pytorch::load_network(path, &options)
         });
+        t.row("formats::pytorch::head_name", what, Refused, || {
+            pytorch::head_name(path, &formats::StateDictOptions::new())
+        });
+        t.row("formats::safetensors::head_name", what, Refused, || {
+            safetensors::head_name(path, &formats::StateDictOptions::new())
+        });
     }
     for bytes in [vec![], vec![0; 9], vec![255; 64]] {
         let what = "bytes that are no file";
@@ -1340,6 +1346,12 @@ fn files(t: &mut Table) {
         });
         t.row("formats::pytorch::read", what, Refused, || {
             pytorch::read(Cursor::new(&bytes), &formats::StateDictOptions::new())
+        });
+        t.row("formats::pytorch::read_head_name", what, Refused, || {
+            pytorch::read_head_name(Cursor::new(&bytes), &formats::StateDictOptions::new())
+        });
+        t.row("formats::safetensors::read_head_name", what, Refused, || {
+            safetensors::read_head_name(Cursor::new(&bytes), &formats::StateDictOptions::new())
         });
         t.row("formats::pytorch::read_network", what, Refused, || {
             pytorch::read_network(Cursor::new(&bytes), &formats::StateDictOptions::new())

@@ -110,8 +110,13 @@ fn weight_norm_and_weight_drop_are_computed() {
 fn check_network(name: &str, head: Head, options: StateDictOptions, expected: &str) {
     let file = path(&format!("{name}.pt"));
     let params = pytorch::load_network(&file, &options.clone().with_head(head)).unwrap();
-    let read = pytorch::read_network(File::open(&file).unwrap(), &options.with_head(head)).unwrap();
+    let read = pytorch::read_network(File::open(&file).unwrap(), &options.clone().with_head(head))
+        .unwrap();
     assert_eq!(read, params);
+    let options = options.with_head(head);
+    let found = pytorch::head_name(&file, &options).unwrap();
+    assert!(found == "fc" || found.ends_with(".fc"), "{found}");
+    assert_eq!(pytorch::read_head_name(File::open(&file).unwrap(), &options).unwrap(), found);
     let network = Network::new(params.clone(), &Device::cpu()).unwrap();
     let outputs = network.forward(&array("x.npy")).unwrap().mapv(f64::from);
     let expected = array(expected).mapv(f64::from).into_dyn();
@@ -129,7 +134,7 @@ fn check_network(name: &str, head: Head, options: StateDictOptions, expected: &s
     assert_eq!(safetensors::read_network(Cursor::new(&saved), &same).unwrap(), params);
     let other = StateDictOptions::new().with_head(Head::last(3));
     let error = safetensors::read_network(Cursor::new(&saved), &other).unwrap_err().to_string();
-    assert!(error.contains("its metadata describes its head"), "{error}");
+    assert!(error.contains("its head has 4 outputs of "), "{error}");
 }
 
 #[test]
@@ -145,9 +150,20 @@ fn heads_are_found_by_their_shape_or_their_name() {
         let other = model.with_head_name("ema.fc");
         let error = pytorch::load_network(path("heads.pt"), &ema.with_head_name("ema.f"));
         assert!(error.is_err());
-        pytorch::load_network(path("heads.pt"), &other.with_head(head)).unwrap();
+        // By the whole name, or by its end if that is clear.
+        for name in ["ema.fc", "ema.fc.weight", "ema.fc."] {
+            let other = other.clone().with_head(head).with_head_name(name);
+            assert_eq!(pytorch::head_name(path("heads.pt"), &other).unwrap(), "ema.fc");
+        }
+        let both = other.with_head(head).with_head_name("fc");
+        assert!(pytorch::load_network(path("heads.pt"), &both).is_err());
         let named = options().with_head_name("fc");
         check_network("head_choice", head, named.clone(), &format!("head.{end}.npy"));
+        // The same shape in a module nearer to the GRU is another layer.
+        check_network("head_near", head, named.clone(), &format!("head.{end}.npy"));
+        for norm in ["head_norm", "head_norm_new"] {
+            check_network(norm, head, options(), &format!("{norm}.{end}.npy"));
+        }
         // A bias that is not there is 0.
         check_network("head_bare", head, named, &format!("head_bare.{end}.npy"));
     }
@@ -161,13 +177,14 @@ fn heads_that_are_not_there_are_refused() {
     let with = |head: Head| StateDictOptions::new().with_head(head);
     for (error, expected) in [
         (load("head", StateDictOptions::new()), "the file does not say what its head reads"),
-        (load("head", with(Head::last(5))), "no linear layer with a weight of shape [5, 10]"),
+        (
+            load("head", with(Head::last(5))),
+            "and a bias of shape [5]; its linear layers with 10 inputs are `embed` (10 outputs), `fc` (4 outputs)",
+        ),
         (load("head_bare", with(Head::last(4))), "no linear layer with a weight of shape [4, 10]"),
         (load("zip", with(Head::last(4))), "no linear layer with a weight of shape [4, 10]"),
-        (
-            load("head_choice", with(Head::last(4))),
-            "2 heads; choose one by its name: `aux.`, `fc.`",
-        ),
+        (load("head_choice", with(Head::last(4))), "2 heads; choose one by its name: `aux`, `fc`"),
+        (load("head_near", with(Head::last(4))), "choose one by its name: `enc.proj`, `fc`"),
         (load("heads", with(Head::last(4))), "2 GRUs; choose one by its prefix"),
         (
             load("head", with(Head::last(4)).with_head_name("embed")),
@@ -175,7 +192,7 @@ fn heads_that_are_not_there_are_refused() {
         ),
         (
             load("head", with(Head::last(4)).with_head_name("nothing.")),
-            "there is no tensor `nothing.weight`, the weight of the head",
+            "there is no tensor `nothing.weight`; its linear layers with 10 inputs are",
         ),
         (load("head", with(Head::last(0))), "the head's number of outputs is 0"),
     ] {

@@ -494,7 +494,7 @@ fn a_network_loads_from_its_file_and_from_a_checkpoint() {
     safetensors::save(&path, params).unwrap();
     assert_eq!(safetensors::load(&path, &options()).unwrap(), gru);
     let error = safetensors::load_network(&path, &options()).unwrap_err().to_string();
-    assert!(error.contains("describes no GRU with a head"), "{error}");
+    assert!(error.contains("does not say what its head reads"), "{error}");
     assert!(matches!(safetensors::save_network(&path, &gru), Err(Error::Conflict { .. })));
 
     checkpoint.save(&path).unwrap();

@@ -135,11 +135,13 @@ impl ModelSelection {
         let params = load(path, &options).map_err(of_file(path))?;
         let layout = layout(path, &options).map_err(of_file(path))?;
         if layout != WeightLayout::Pytorch {
-            let untold = match self.activations() {
-                Some(_) => "",
-                None => {
-                    "; such arrays do not tell the activations, which --gate and --candidate set"
+            let config = params.layout().config();
+            let is_plain = config.activations == Activations::default();
+            let untold = match is_plain && self.activations().is_none() {
+                true => {
+                    "; the activations (--gate, --candidate), go_backwards and merge_mode are not in the arrays"
                 }
+                false => "",
             };
             log(format_args!("layout: {layout}{untold}"));
         }

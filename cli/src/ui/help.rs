@@ -68,7 +68,7 @@ option("valid", "CSV", "Validation file [default: hold out a tenth]"),
 option("holdout", "FRACTION", "Fraction of the data to hold out for validation").rare().more("train: of the sequences, from each class if sequences are classified. forecast: the end of the \
          series."),
 option("missing", "WORD", "Further words for a missing value").rare().more("An empty cell, NA, N/A, null and none are always missing values. train: takes several words with \
-         commas; missing inputs are replaced by their column's mean, and refused without this option. \
+         commas; missing inputs are replaced by their column's mean (by 0 with --scale none), and refused without this option. \
          forecast: missing values are interpolated."),
 option("scale", "standard|none", "Scaling of numeric inputs and labels").rare().more("standard: (cell - mean) / standard deviation, of the training set. none: the numbers as they are, and 0 for a \
          missing input; for a network that was trained so."),
@@ -88,7 +88,7 @@ option("prefix", "PREFIX", "Prefix of the GRU's names in a file of named arrays"
          a plus joins two directions: `cell0,cell1`, `forward+backward`."),
 option("layout", "LAYOUT", "Layout of the arrays: pytorch, keras, flax, mlx or onnx").rare().more("The framework whose names and axes they have. Default: the one that the names tell."),
 option("reset", "after|before", "Reset gate after or before the recurrent product").only_for(&["run", "grad", "convert", "check"]).rare().more("For arrays that do not tell: those in the layout of onnx, and those of Keras without a bias."),
-option("gate", "FUNCTION", "Activation of r and z [default: sigmoid]").rare().more("For files of arrays, which do not tell: `hard-sigmoid(0.1666667,0.5)` is that of Keras 3, PyTorch and JAX, \
+option("gate", "FUNCTION", "Activation of r and z [default: sigmoid]").rare().more("For files of arrays, which do not tell: `hard-sigmoid(0.16666667,0.5)` is that of Keras 3, PyTorch and JAX, \
          `hard-sigmoid(0.2,0.5)` that of Keras 2 and ONNX; also tanh, relu, identity, softsign, softplus, elu(α), \
          leaky-relu(α), thresholded-relu(α), affine(α,β), scaled-tanh(α,β)."),
 option("candidate", "FUNCTION", "Activation of n [default: tanh]").rare().more("As --gate."),
@@ -101,7 +101,7 @@ option("bidirectional", "", "Run in both directions"),
 option("reset", "after|before", "Reset gate after or before the recurrent product").only_for(&["train", "forecast", "bench"]).rare().more("after: as in PyTorch and cuDNN. before: as in ONNX by default. PyTorch can load a trained model \
          only with after."),
 option("dropout", "FRACTION", "Probability of dropout between layers").rare(),
-option("init", "MODEL", "Start from the network of a model file").rare().more("A network of this program, or a state dict with a GRU and a linear head, found by its shape. The inputs are \
+option("init", "MODEL", "Start from the network of a model file").rare().more("The folder or the model of a run, or a state dict with a GRU and a linear head, found by its shape. The inputs are \
          scaled by --scale, and the outputs of classes are in the classes' order: sorted as text."),
 option("init_prefix", "PREFIX", "Prefix of the GRU's names in --init").rare(),
 option("init_head", "NAME|found|new", "Head of --init, by its name").rare().more("found: the only linear layer with the head's shape. new: the head is drawn, as without --init."),

@@ -72,7 +72,6 @@ fn run_writes_what_the_library_computes() {
     assert_close("y", &scene.array("y.npy"), &scene.gru.forward(&scene.x).unwrap().y, within(2e-6));
 }
 
-/// Files of torch.save, and files whose name is that of another format.
 #[test]
 fn no_steps_and_no_rows_give_empty_arrays() {
     let scene = Scene::new();
@@ -92,6 +91,7 @@ fn no_steps_and_no_rows_give_empty_arrays() {
     }
 }
 
+/// Files of torch.save, and files whose name is that of another format.
 #[test]
 fn model_files_are_recognised_by_their_content() {
     let scene = Scene::new();
@@ -505,8 +505,8 @@ fn wrong_input_is_reported_and_writes_no_file() {
             vec!["convert", "model.safetensors", "a.onnx", "--output-layout", "keras"],
             &["--output-layout is for .npz and .safetensors files"],
         ),
-        (with(&["--layout", "onnx"]), &["an ONNX model says both"]),
-        (with(&["--reset", "after"]), &["an ONNX model says both"]),
+        (with(&["--layout", "onnx"]), &["an ONNX model says all of it"]),
+        (with(&["--reset", "after"]), &["an ONNX model says all of it"]),
         (
             vec!["convert", "model.safetensors", "a.npz", "--reset", "before"],
             &["`model.safetensors`: the reset gate of its GRU acts after the product"],

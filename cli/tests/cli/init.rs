@@ -28,9 +28,14 @@ fn a_network_of_a_run_starts_another() {
     let loss = |said: &serde_json::Value| said["loss"].as_f64().unwrap();
     assert!((loss(&after) - loss(&before)).abs() < 1e-6, "{before} {after}");
     let (_, said) = succeeded(directory, &plain("train.csv", &start));
-    assert!(said.contains("training starts from its GRU and its head"), "{said}");
+    assert!(said.contains("training starts from its GRU and its head, `head`"), "{said}");
     let config = std::fs::read_to_string(directory.join("run/config.toml")).unwrap();
-    assert!(config.contains("init = ") && config.contains("first/model.safetensors"), "{config}");
+    assert!(
+        config.contains("[init]")
+            && config.contains("head = \"head\"")
+            && config.contains("first/model.safetensors"),
+        "{config}"
+    );
     let new = [&start[..], &["--init-head", "new", "--json"]].concat();
     let new = json(directory, &plain("train.csv", &new));
     assert!((loss(&new) - loss(&before)).abs() > 1e-3, "{before} {new}");
@@ -38,7 +43,7 @@ fn a_network_of_a_run_starts_another() {
     for (more, expected) in [
         (
             &["--hidden", "7", "--init", "first/model.safetensors"][..],
-            "--hidden 6 --layers 1 --direction forward --reset after",
+            "but the run trains a GRU 3→7, reset after, z keeps, two biases; pass --hidden 6",
         ),
         (
             &["--hidden", "6", "--features", "level", "--init", "first/model.safetensors"],
@@ -88,11 +93,25 @@ fn a_state_dict_with_a_head_starts_a_run() {
             assert!(error.iter().all(|&error| error < 1e-6), "{name}: {error}");
         }
     }
+    // A GRU without biases gets biases of 0.
+    let bare = file("head_no_biases.pt");
+    succeeded(
+        directory,
+        &plain("train.csv", &["--hidden", "5", "--scale", "none", "--init", &bare]),
+    );
+    let read = StateDictOptions::new().with_prefix("gru");
+    let model = safetensors::load(directory.join("run/model.safetensors"), &read).unwrap();
+    let bias = model.get("bias_hh_l0").unwrap();
+    assert!(bias.iter().all(|&bias| bias.abs() < 1e-6), "{bias}");
     // A GRU without a head, and heads that are not clear.
     let zip = file("cells.pt");
     let head = ["--direction", "forward", "--init", &zip, "--init-prefix", "cell0"];
     let more = [&same[..2], &head[..]].concat();
-    assert_refused(directory, &plain("train.csv", &more), &["--init-head new draws one"]);
+    assert_refused(
+        directory,
+        &plain("train.csv", &more),
+        &["it has no linear layer with 5 inputs", "--init-head new draws one"],
+    );
     let (_, said) = succeeded(
         directory,
         &plain("train.csv", &[&more[..], &["--init-head", "new", "--reset", "after"]].concat()),
@@ -100,5 +119,5 @@ fn a_state_dict_with_a_head_starts_a_run() {
     assert!(said.contains("the head is new"), "{said}");
     let choice = file("head_choice.pt");
     let more = [&same[..], &["--init", &choice]].concat();
-    assert_refused(directory, &plain("train.csv", &more), &["2 heads", "`aux.`, `fc.`"]);
+    assert_refused(directory, &plain("train.csv", &more), &["2 heads", "`aux`, `fc`"]);
 }

@@ -79,6 +79,22 @@ pub fn read_network(from: impl Read + Seek, options: &StateDictOptions) -> Resul
     PytorchFile::open(ByteSource::new(from)?)?.read_network(options)
 }
 
+/// Returns the name of the head that [`load_network`] reads, such as `classifier.fc`.
+///
+/// # Errors
+/// The errors of [`load_network`].
+pub fn head_name(path: impl AsRef<Path>, options: &StateDictOptions) -> Result<String> {
+    files::open(path.as_ref(), |source| PytorchFile::open(source)?.head_name(options))
+}
+
+/// Like [`head_name`], from a stream.
+///
+/// # Errors
+/// The errors of [`load_network`].
+pub fn read_head_name(from: impl Read + Seek, options: &StateDictOptions) -> Result<String> {
+    PytorchFile::open(ByteSource::new(from)?)?.head_name(options)
+}
+
 /// Returns the prefix of every GRU in a file; `""` for a GRU without a prefix.
 ///
 /// # Errors

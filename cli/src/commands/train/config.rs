@@ -1,7 +1,5 @@
 //! The `config.toml` of a run of `gru train`.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use gru_wgpu::{
@@ -9,6 +7,7 @@ use gru_wgpu::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::init::InitSettings;
 use crate::data::features::{
     Feature, LabelColumns, NumericLabel, Per, SequenceTask, Task, WindowSettings,
 };
@@ -38,6 +37,9 @@ pub struct TrainConfig {
     pub windows: Option<WindowSettings>,
     pub features: Vec<Feature>,
     pub model: SequenceModelSettings,
+    /// The model that the run started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitSettings>,
     pub training: TrainSettings,
     /// Earlier settings of a run that was resumed with others, the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -63,10 +65,6 @@ pub struct SequenceModelSettings {
     /// The probability of dropout between layers.
     #[arg(long, default_value_t = 0.0, value_parser = fraction_or_zero::<f32>)]
     pub dropout: f32,
-    /// The model file that the run started from.
-    #[arg(skip)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub init: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -207,6 +205,7 @@ impl RunConfig for TrainConfig {
             "[model]",
             "A GRU by PyTorch's definition (reset = \"before\": by Cho et al. 2014) with a linear head.",
         ),
+        ("[init]", "The model that the run started from. A resumed run does not read it again."),
         ("[training]", "The training settings."),
         settings::COMMENT,
     ];
@@ -315,7 +314,7 @@ impl TrainConfig {
 
     /// Returns the layout of the parameters.
     pub fn layout(&self) -> Result<ParamLayout> {
-        let SequenceModelSettings { hidden, layers, direction, reset, dropout, .. } = self.model;
+        let SequenceModelSettings { hidden, layers, direction, reset, dropout } = self.model;
         let inputs = self.features.iter().map(Feature::inputs).sum();
         let config: GruConfig = reset.config(inputs, hidden).with_layers(layers);
         let config = config.with_direction(direction.into()).with_dropout(dropout);

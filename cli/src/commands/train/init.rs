@@ -2,15 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
-use gru_wgpu::formats::{StateDictOptions, npz, pytorch, safetensors};
-use gru_wgpu::{GruConfig, Head, Init, ParamLayout, Params, Reset};
+use anyhow::{Context, Result, bail, ensure};
+use gru_wgpu::formats::{StateDictOptions, pytorch, safetensors};
+use gru_wgpu::{Bias, GruConfig, Head, Init, ParamLayout, Params};
+use ndarray::ArrayD;
+use serde::{Deserialize, Serialize};
 
 use crate::data::fingerprint::canonical;
 use crate::data::model_format::ModelFormat;
-use crate::ui::output::{log, of_file, quote_path};
+use crate::ui::output::{log, of_file, quote, quote_path};
 
-/// The model file that a run starts from.
+/// The model that a run starts from.
 #[derive(clap::Args, Debug)]
 pub struct InitArgs {
     #[arg(long)]
@@ -21,92 +23,129 @@ pub struct InitArgs {
     init_head: String,
 }
 
+/// The model that a run started from, in config.toml.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InitSettings {
+    pub file: PathBuf,
+    /// The prefix of the GRU, if it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// The name of the head; `None` if it was drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+}
+
 /// `--init-head`: the layer of the head's shape.
 const FOUND: &str = "found";
 /// `--init-head`: a head that is drawn.
 const NEW: &str = "new";
 
 impl InitArgs {
-    /// Returns the file's path, for config.toml.
-    pub fn path(&self) -> Result<Option<PathBuf>> {
-        self.init.as_deref().map(canonical).transpose()
-    }
-
-    /// Returns the parameters that a run with `layout` starts from, or `None` without `--init`.
-    pub fn params(&self, layout: &ParamLayout, seed: u64) -> Result<Option<Params>> {
+    /// Reads the parameters that a run with `layout` starts from. Returns them with the settings
+    /// for config.toml, or `None` without `--init`.
+    pub fn read(&self, layout: &ParamLayout, seed: u64) -> Result<Option<(InitSettings, Params)>> {
         let Some(path) = &self.init else { return Ok(None) };
+        // The folder of a run.
+        let path = if path.is_dir() { &path.join("model.safetensors") } else { path };
+        let file = canonical(path)?;
         let head = layout.head().context("a run's network has a head")?;
-        let loaded = self.load(path, head)?;
-        check_gru(layout.config(), loaded.layout().config())
-            .with_context(|| format!("--init {}", quote_path(path)))?;
-        let mut params = Params::init_of(layout.clone(), Init::Uniform, seed)?;
-        loaded.iter().try_for_each(|(name, array)| params.set(name, array))?;
-        let what = match loaded.layout().head() {
-            Some(_) => "its GRU and its head",
-            None => "its GRU; the head is new",
+        let (loaded, head) = self.load(path, head)?;
+        let shown = || format!("--init {}", quote_path(path));
+        let params = started(&loaded, layout, seed).with_context(shown)?;
+        let what = match &head {
+            Some(name) => format!("its GRU and its head, {}", quote(name)),
+            None => "its GRU; the head is new".to_owned(),
         };
         log(format_args!("--init {}: training starts from {what}", quote_path(path)));
-        Ok(Some(params))
+        let settings = InitSettings { file, prefix: self.init_prefix.clone(), head };
+        Ok(Some((settings, params)))
     }
-}
 
-impl InitArgs {
-    /// Reads the GRU of a file and, unless it is to be new, its head.
-    fn load(&self, path: &Path, head: Head) -> Result<Params> {
-        let options = StateDictOptions::new().with_prefix(self.init_prefix.as_deref());
-        let format = ModelFormat::of(path)?;
-        if self.init_head == NEW {
-            let load = match format {
-                ModelFormat::Safetensors => safetensors::load,
-                ModelFormat::Pytorch => pytorch::load,
-                ModelFormat::Npz => npz::load,
-                ModelFormat::Onnx => {
-                    bail!(
-                        "--init does not read .onnx files; write a .safetensors file with gru convert"
-                    )
-                }
-            };
-            return load(path, &options).map_err(of_file(path));
-        }
-        let name = Some(&*self.init_head).filter(|&name| name != FOUND);
-        let options = options.with_head(head).with_head_name(name);
-        let network = match format {
-            ModelFormat::Safetensors => safetensors::load_network(path, &options),
-            ModelFormat::Pytorch => pytorch::load_network(path, &options),
+    /// Reads the GRU of a file and, unless it is to be new, its head with its name.
+    fn load(&self, path: &Path, head: Head) -> Result<(Params, Option<String>)> {
+        type Load = fn(&Path, &StateDictOptions) -> gru_wgpu::Result<Params>;
+        type Name = fn(&Path, &StateDictOptions) -> gru_wgpu::Result<String>;
+        let (gru, network, name): (Load, Load, Name) = match ModelFormat::of(path)? {
+            ModelFormat::Safetensors => (
+                |path, options| safetensors::load(path, options),
+                |path, options| safetensors::load_network(path, options),
+                |path, options| safetensors::head_name(path, options),
+            ),
+            ModelFormat::Pytorch => (
+                |path, options| pytorch::load(path, options),
+                |path, options| pytorch::load_network(path, options),
+                |path, options| pytorch::head_name(path, options),
+            ),
             ModelFormat::Npz | ModelFormat::Onnx => bail!(
-                "{} has no head that this program reads; --init-head new draws one",
+                "--init reads safetensors and PyTorch files; gru convert {} gru.safetensors writes the GRU, for \
+                 --init-head new",
                 quote_path(path)
             ),
         };
-        network.map_err(of_file(path)).context(
-            "--init needs a GRU and a linear head; --init-head NAME names the head, and --init-head new draws one",
+        let options = StateDictOptions::new().with_prefix(self.init_prefix.as_deref());
+        let alone = gru(path, &options).map_err(of_file(path))?;
+        if self.init_head == NEW {
+            return Ok((alone, None));
+        }
+        let asked = Some(&*self.init_head).filter(|&name| name != FOUND);
+        let options = options.with_head(head).with_head_name(asked);
+        let read = || Ok((network(path, &options)?, Some(name(path, &options)?)));
+        read().map_err(of_file(path)).context(
+            "--init found no head for this run; --init-head NAME names it, and --init-head new draws one",
         )
     }
 }
 
-/// Checks that a file's GRU is the one that the run trains, except for dropout.
-fn check_gru(run: &GruConfig, file: &GruConfig) -> Result<()> {
-    if file.input_size != run.input_size {
-        bail!(
-            "its GRU has {} inputs, but the columns give {}; choose the columns with --features",
-            file.input_size,
-            run.input_size
-        );
+/// Returns the parameters of a run: those of the file, zeros for biases that the file's GRU lacks,
+/// and a drawn head if the file gave none.
+fn started(loaded: &Params, layout: &ParamLayout, seed: u64) -> Result<Params> {
+    let (run, file) = (layout.config(), loaded.layout().config());
+    check_gru(run, file)?;
+    let mut params = Params::init_of(layout.clone(), Init::Uniform, seed)?;
+    for entry in layout.entries() {
+        match loaded.get(&entry.name) {
+            Ok(array) => params.set(&entry.name, array)?,
+            Err(_) if entry.name.starts_with("bias") => {
+                params.set(&entry.name, ArrayD::zeros(&entry.shape[..]).view())?;
+            }
+            Err(_) => {}
+        }
     }
-    let same = file.clone().with_dropout(run.dropout).with_zoneout(run.zoneout);
+    Ok(params)
+}
+
+/// Checks that a file's GRU is the one that the run trains, except for biases that it lacks and for
+/// dropout.
+fn check_gru(run: &GruConfig, file: &GruConfig) -> Result<()> {
+    ensure!(
+        file.input_size == run.input_size,
+        "its GRU has {} inputs, but the columns give {}; choose the columns with --features",
+        file.input_size,
+        run.input_size
+    );
+    let bias = match (file.bias, run.bias) {
+        (Bias::Two, Bias::One) => Bias::Two,
+        _ => run.bias,
+    };
+    let same = file.clone().with_bias(bias).with_dropout(run.dropout).with_zoneout(run.zoneout);
     if same == *run {
         return Ok(());
     }
-    let reset = if file.reset == Reset::Before { "before" } else { "after" };
-    let direction = match file.direction.count() {
-        2 => "both",
-        _ if file.direction.is_reverse(0) => "reverse",
-        _ => "forward",
+    let size =
+        |name: &str, file: usize, run: usize| (file != run).then(|| format!("--{name} {file}"));
+    let word = |name: &str, file: String, run: String| {
+        (file != run).then(|| format!("--{name} {}", file.to_lowercase()))
     };
-    bail!(
-        "it holds a {file}, but the run trains a {run}; these options give the run as many layers, units and \
-         directions: --hidden {} --layers {} --direction {direction} --reset {reset}",
-        file.hidden_size,
-        file.layers,
-    );
+    let options = [
+        size("hidden", file.hidden_size, run.hidden_size),
+        size("layers", file.layers, run.layers),
+        word("direction", format!("{:?}", file.direction), format!("{:?}", run.direction)),
+        word("reset", format!("{:?}", file.reset), format!("{:?}", run.reset)),
+    ];
+    let options: Vec<_> = options.into_iter().flatten().collect();
+    if options.is_empty() {
+        bail!("it holds a {file}, which this command cannot train; a run trains a {run}");
+    }
+    bail!("it holds a {file}, but the run trains a {run}; pass {}", options.join(" "))
 }

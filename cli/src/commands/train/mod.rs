@@ -196,19 +196,21 @@ impl TrainArgs {
         }
         let rows = &split.rows.train;
         let features = split.train.features(&features, &categorical, rows, given.scale)?;
-        let config = TrainConfig {
+        let mut config = TrainConfig {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             task,
             data,
             columns,
             windows,
             features,
-            model: SequenceModelSettings { init: self.init.path()?, ..self.model.clone() },
+            model: self.model.clone(),
+            init: None,
             training,
             changes: Vec::new(),
         };
-        let init = self.init.params(&config.layout()?, config.training.seed)?;
-        Ok(SequenceRun { init, ..SequenceRun::new(config, split)? })
+        let (init, params) = self.init.read(&config.layout()?, config.training.seed)?.unzip();
+        config.init = init;
+        Ok(SequenceRun { init: params, ..SequenceRun::new(config, split)? })
     }
 
     /// Describes the files of a new run.
