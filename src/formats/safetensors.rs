@@ -216,7 +216,7 @@ pub fn read_network(from: impl Read + Seek, options: &SafetensorsOptions) -> Res
 /// # Errors
 /// The errors of [`load_network`].
 pub fn head_name(path: impl AsRef<Path>, options: &StateDictOptions) -> Result<String> {
-    files::open(path.as_ref(), |source| Tensors::open(source)?.head_name(options))
+    files::open(path.as_ref(), |source| Ok(Tensors::open(source)?.read_named_network(options)?.1))
 }
 
 /// Like [`head_name`], from a stream.
@@ -224,7 +224,7 @@ pub fn head_name(path: impl AsRef<Path>, options: &StateDictOptions) -> Result<S
 /// # Errors
 /// The errors of [`load_network`].
 pub fn read_head_name(from: impl Read + Seek, options: &StateDictOptions) -> Result<String> {
-    Tensors::open(ByteSource::new(from)?)?.head_name(options)
+    Ok(Tensors::open(ByteSource::new(from)?)?.read_named_network(options)?.1)
 }
 
 /// Returns the tensors of a network in a flat buffer, with their names in a file under the prefix

@@ -67,8 +67,8 @@ pub struct StateDictOptions {
     /// for files of other programs, which do not say it.
     pub head: Option<Head>,
     /// The name of the head, such as `classifier.fc`. With `None` it is the only linear layer whose
-    /// weight has the shape `[C, D·H]` and whose bias has the shape `[C]`, of those nearest to the
-    /// GRU.
+    /// weight has the shape `[C, D·H]` and whose bias has the shape `[C]`. In a file with copies of
+    /// a network it is the one beside the GRU.
     pub head_name: Option<String>,
     /// True to accept weights that are infinite or NaN.
     pub allow_non_finite: bool,
@@ -177,75 +177,32 @@ pub(crate) trait StateDict: Sized {
 
     /// Reads the GRU that the options choose.
     fn read_gru(&mut self, options: &StateDictOptions) -> Result<Params> {
-        let params = match self.choose(options)? {
-            Chosen::One(gru) => self.read_one(gru, options)?,
-            Chosen::Own(cells, config) => self.read_own(&cells, &config, options)?,
-            Chosen::Joined(layers) => self.read_joined(&layers, options)?,
-        };
-        let config = params.layout().config();
-        let activations = options.activations.unwrap_or(config.activations);
-        if activations != config.activations && self.stored_config()?.is_some() {
-            return Err(Error::format(format!(
-                "its metadata describes a {config}; leave out other activations"
-            )));
-        }
-        let found = config.reset;
-        let config = GruConfig { activations, ..config.clone() };
-        let params = Params::from_flat(ParamLayout::new(&config)?, params.into_flat());
-        match options.reset {
-            Some(asked) if asked != found => Err(Error::format(format!(
-                "the reset gate of its GRU acts {} the product, as its tensors tell, but {} was \
-                 asked for; leave this option out",
-                reset_word(found),
-                reset_word(asked)
-            ))),
-            _ => Ok(params),
-        }
+        let chosen = self.choose(options)?;
+        self.read_chosen(chosen, options)
     }
 
     /// Returns the layout of the GRU that the options choose.
     fn layout(&self, options: &StateDictOptions) -> Result<WeightLayout> {
-        Ok(match self.choose(options)? {
-            Chosen::One(gru) => gru.layout(),
-            Chosen::Own(cells, _) => cells[0].form.layout(),
-            Chosen::Joined(layers) => layers[0][0].layout(),
-        })
+        Ok(self.choose(options)?.layout())
     }
 
     /// Reads the GRU that the options choose, and its head: that of the metadata in a file that
     /// this crate wrote, otherwise the one that the options describe.
     #[cfg(any(feature = "pytorch", feature = "safetensors"))]
     fn read_network(&mut self, options: &StateDictOptions) -> Result<Params> {
-        match self.stored_config()?.and_then(|stored| stored.readout) {
-            Some(readout) => self.read_own_network(readout, options),
-            None => {
-                let gru = self.gru_prefix(options)?;
-                let params = self.read_gru(options)?;
-                self.with_head(&params, &gru, options)
-            }
-        }
+        Ok(self.read_named_network(options)?.0)
     }
 
-    /// Returns the name of the head that [`Self::read_network`] reads.
+    /// Like [`Self::read_network`], with the name of the head.
     #[cfg(any(feature = "pytorch", feature = "safetensors"))]
-    fn head_name(&mut self, options: &StateDictOptions) -> Result<String> {
-        if self.stored_config()?.is_some_and(|stored| stored.readout.is_some()) {
-            return Ok("head".to_owned());
+    fn read_named_network(&mut self, options: &StateDictOptions) -> Result<(Params, String)> {
+        if let Some(readout) = self.stored_config()?.and_then(|stored| stored.readout) {
+            return Ok((self.read_own_network(readout, options)?, "head".to_owned()));
         }
-        let gru = self.gru_prefix(options)?;
-        let config = self.read_gru(options)?.layout().config().clone();
-        let prefix = self.find_head(&gru, &config, options)?;
-        Ok(prefix.trim_end_matches(['.', '/']).to_owned())
-    }
-
-    /// Returns the prefix of the GRU that the options choose, or of its first part.
-    #[cfg(any(feature = "pytorch", feature = "safetensors"))]
-    fn gru_prefix(&self, options: &StateDictOptions) -> Result<String> {
-        Ok(match self.choose(options)? {
-            Chosen::One(gru) => gru.prefix(),
-            Chosen::Own(cells, _) => cells[0].prefix.clone(),
-            Chosen::Joined(layers) => layers[0][0].prefix(),
-        })
+        let chosen = self.choose(options)?;
+        let gru = chosen.prefix();
+        let params = self.read_chosen(chosen, options)?;
+        self.with_head(&params, &gru, options)
     }
 
     /// Reads a network of a file that this crate wrote.
@@ -290,6 +247,34 @@ pub(crate) trait StateDict: Sized {
 
 /// Reads the GRUs that options choose.
 trait Reading: StateDict {
+    /// Reads a GRU that [`Choice::choose`] returned.
+    fn read_chosen(&mut self, chosen: Chosen, options: &StateDictOptions) -> Result<Params> {
+        let params = match chosen {
+            Chosen::One(gru) => self.read_one(gru, options)?,
+            Chosen::Own(cells, config) => self.read_own(&cells, &config, options)?,
+            Chosen::Joined(layers) => self.read_joined(&layers, options)?,
+        };
+        let config = params.layout().config();
+        if let Some(asked) = options.reset.filter(|&asked| asked != config.reset) {
+            return Err(Error::format(format!(
+                "the reset gate of its GRU acts {} the product, as its tensors tell, but {} was \
+                 asked for; leave this option out",
+                reset_word(config.reset),
+                reset_word(asked)
+            )));
+        }
+        match options.activations.filter(|&asked| asked != config.activations) {
+            None => Ok(params),
+            Some(_) if self.stored_config()?.is_some() => Err(Error::format(format!(
+                "its metadata describes a {config}; leave out other activations"
+            ))),
+            Some(activations) => {
+                let config = GruConfig { activations, ..config.clone() };
+                Ok(Params::from_flat(ParamLayout::new(&config)?, params.into_flat()))
+            }
+        }
+    }
+
     /// Reads one GRU.
     fn read_one(&mut self, gru: Found, options: &StateDictOptions) -> Result<Params> {
         match gru {

@@ -84,7 +84,9 @@ pub fn read_network(from: impl Read + Seek, options: &StateDictOptions) -> Resul
 /// # Errors
 /// The errors of [`load_network`].
 pub fn head_name(path: impl AsRef<Path>, options: &StateDictOptions) -> Result<String> {
-    files::open(path.as_ref(), |source| PytorchFile::open(source)?.head_name(options))
+    files::open(path.as_ref(), |source| {
+        Ok(PytorchFile::open(source)?.read_named_network(options)?.1)
+    })
 }
 
 /// Like [`head_name`], from a stream.
@@ -92,7 +94,7 @@ pub fn head_name(path: impl AsRef<Path>, options: &StateDictOptions) -> Result<S
 /// # Errors
 /// The errors of [`load_network`].
 pub fn read_head_name(from: impl Read + Seek, options: &StateDictOptions) -> Result<String> {
-    PytorchFile::open(ByteSource::new(from)?)?.head_name(options)
+    Ok(PytorchFile::open(ByteSource::new(from)?)?.read_named_network(options)?.1)
 }
 
 /// Returns the prefix of every GRU in a file; `""` for a GRU without a prefix.

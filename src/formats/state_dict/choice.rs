@@ -65,6 +65,26 @@ pub(super) enum Chosen {
     Joined(Vec<Vec<Found>>),
 }
 
+impl Chosen {
+    pub fn layout(&self) -> WeightLayout {
+        match self {
+            Self::One(gru) => gru.layout(),
+            Self::Own(cells, _) => cells[0].form.layout(),
+            Self::Joined(layers) => layers[0][0].layout(),
+        }
+    }
+
+    /// Returns the prefix of the GRU, or of its first part.
+    #[cfg(any(feature = "pytorch", feature = "safetensors"))]
+    pub fn prefix(&self) -> String {
+        match self {
+            Self::One(gru) => gru.prefix(),
+            Self::Own(cells, _) => cells[0].prefix.clone(),
+            Self::Joined(layers) => layers[0][0].prefix(),
+        }
+    }
+}
+
 pub(super) fn prefixes_of(found: &[Found]) -> Vec<String> {
     found.iter().map(Found::prefix).collect()
 }

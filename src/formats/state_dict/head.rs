@@ -6,8 +6,6 @@ use super::pytorch::PytorchNames;
 use super::{StateDict, StateDictOptions};
 use crate::error::{Error, Result, quote};
 use crate::formats::files::check_finite;
-use crate::spec::config::GruConfig;
-use crate::spec::head::Head;
 use crate::spec::params::{ParamLayout, Params};
 
 /// The ends of the names of a weight: the plain one, and those of the forms that can be computed.
@@ -25,17 +23,27 @@ pub(super) struct LinearLayer {
 /// Finds and reads heads.
 pub(super) trait Heads: StateDict {
     /// Returns the parameters of a network: a GRU that was read from under the prefix `gru`, and
-    /// the head that the options describe.
+    /// the head that the options describe. Also returns the head's name.
     fn with_head(
         &mut self,
         params: &Params,
         gru: &str,
         options: &StateDictOptions,
-    ) -> Result<Params> {
+    ) -> Result<(Params, String)> {
         let config = params.layout().config();
-        let head = stated(options)?;
+        let head = options.head.ok_or_else(|| {
+            Error::format(
+                "the file does not say what its head reads; say it (StateDictOptions::with_head)"
+                    .to_owned(),
+            )
+        })?;
         let layout = ParamLayout::with_head(config, head)?;
-        let prefix = self.find_head(gru, config, options)?;
+        let shape = [head.outputs, config.directions() * config.hidden_size];
+        let layers = self.linear_layers(shape[1]);
+        let prefix = match &options.head_name {
+            Some(asked) => self.named_head(asked, shape, &layers)?,
+            None => only_head(gru, shape, &layers)?,
+        };
         let mut network = Params::zeros_of(layout)?;
         for (name, array) in params.iter() {
             network.set(name, array)?;
@@ -56,23 +64,7 @@ pub(super) trait Heads: StateDict {
             }
             network.set(&format!("head.{part}"), array.view())?;
         }
-        Ok(network)
-    }
-
-    /// Returns what stands in front of the names of the head that the options describe.
-    fn find_head(
-        &self,
-        gru: &str,
-        config: &GruConfig,
-        options: &StateDictOptions,
-    ) -> Result<String> {
-        let outputs = stated(options)?.outputs;
-        let features = config.directions() * config.hidden_size;
-        let layers = self.linear_layers(features);
-        match &options.head_name {
-            Some(asked) => self.named_head(asked, [outputs, features], &layers),
-            None => only_head(gru, [outputs, features], &layers),
-        }
+        Ok((network, prefix.trim_end_matches(['.', '/']).to_owned()))
     }
 
     /// Returns the linear layers with this many inputs, sorted.
@@ -128,16 +120,6 @@ pub(super) trait Heads: StateDict {
 }
 
 impl<D: StateDict> Heads for D {}
-
-/// Returns the head that the options state.
-fn stated(options: &StateDictOptions) -> Result<Head> {
-    options.head.ok_or_else(|| {
-        Error::format(
-            "the file does not say what its head reads; say it (StateDictOptions::with_head)"
-                .to_owned(),
-        )
-    })
-}
 
 /// Returns the only layer with the head's shapes. A file may hold copies of a network, such as
 /// `model` and `ema`: of layers with the same name in several of them, it is the one beside the
