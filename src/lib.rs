@@ -199,8 +199,8 @@
 //! - **An element type**: `spec/element.rs`, `UploadData` in `model/executor.rs`, `ELEMENT` in
 //!   `plan/allocate.rs`, the bindings in `kernels/` and the shaders. For a type in files only,
 //!   `formats/numbers.rs` and the format.
-//! - **An activation**: `spec/activation.rs` (the kernels' reference too), `shaders/activations.wgsl`,
-//!   `cpu/simd/activations.rs`, its name in `formats/onnx/activations.rs`.
+//! - **An activation**: `spec/activation.rs` (the kernels' reference too),
+//!   `shaders/activations.wgsl`, `cpu/simd/activations.rs`, its name in `formats/onnx/activations.rs`.
 //! - **A loss**: `spec/loss.rs` (the kernel's reference too), `shaders/loss.wgsl`, its number in
 //!   `kernels/training.rs`, its argument in `plan/head.rs`, its targets in `plan/allocate.rs`.
 //! - **An optimizer**: `spec/optimizer.rs` (the kernel's reference too). If the constants of an

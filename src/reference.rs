@@ -113,7 +113,8 @@ pub(crate) fn standard<F: NdFloat>(view: ArrayView3<'_, F>) -> Array3<F> {
 /// Runs the forward pass for inference: no dropout, zoneout by its expected value.
 ///
 /// # Errors
-/// [`Error::Shape`] or [`Error::Length`] if the batch does not fit the parameters, and [`Error::OutOfMemory`].
+/// [`Error::Shape`] or [`Error::Length`] if the batch does not fit the parameters, and
+/// [`Error::OutOfMemory`].
 ///
 /// ```
 /// use gru_wgpu::{Direction, GruConfig, Init, Params, reference};

@@ -292,6 +292,34 @@ pub(super) fn can_negate_z(config: &GruConfig) -> bool {
     })
 }
 
+/// Returns the arrays of a layer of ONNX's GRU by name: W `[D, 3H, I]`, R `[D, 3H, H]` and, if a
+/// cell has a bias, B `[D, 6H]`. `cells` are the layer's directions.
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
+pub(super) fn onnx_layer(cells: &[Cell]) -> Vec<(&'static str, ArrayD<f32>)> {
+    let (mut w, mut r, mut b) = (Vec::new(), Vec::new(), Vec::new());
+    for cell in cells {
+        let onnx = cell.to_onnx();
+        w.push(onnx.0);
+        r.push(onnx.1);
+        b.extend(onnx.2);
+    }
+    let mut arrays = vec![("W", stacked(&w)), ("R", stacked(&r))];
+    if !b.is_empty() {
+        arrays.push(("B", stacked(&b)));
+    }
+    arrays
+}
+
+/// Stacks the arrays of each direction as `[D, ..]`.
+#[cfg(any(feature = "npy", feature = "onnx", feature = "safetensors"))]
+fn stacked<D: ndarray::Dimension>(each: &[Array<f32, D>]) -> ArrayD<f32>
+where
+    D::Larger: ndarray::RemoveAxis,
+{
+    let views: Vec<_> = each.iter().map(|array| array.view()).collect();
+    stack(Axis(0), &views).expect("directions have the same shapes").into_dyn()
+}
+
 /// Swaps the first two thirds along the first axis: from z, r, n to r, z, n or back.
 fn swap_first_two<D: ndarray::RemoveAxis>(stacked: ArrayView<'_, f32, D>) -> Array<f32, D> {
     let hidden = stacked.len_of(Axis(0)) / 3;

@@ -1,8 +1,8 @@
 //! The arrays of a GRU that this crate writes in another framework's layout.
 
-use ndarray::{Array, ArrayD, Axis, Dimension, stack};
+use ndarray::{Array, ArrayD};
 
-use super::cell::{Cell, FlaxCell, can_negate_z};
+use super::cell::{Cell, FlaxCell, can_negate_z, onnx_layer};
 use super::layout_names::cell_prefixes;
 use super::state_dict::is_head_parameter;
 use super::weight_layout::WeightLayout;
@@ -31,7 +31,7 @@ pub(super) fn arrays(params: &Params, layout: WeightLayout) -> Result<Vec<(Strin
         WeightLayout::Keras => cells.iter().map(|cell| keras(cell, config.reset)).collect(),
         WeightLayout::Flax => cells.iter().map(flax).collect(),
         WeightLayout::Mlx => cells.iter().map(mlx).collect::<Vec<_>>(),
-        WeightLayout::Onnx => cells.chunks(config.directions()).map(onnx).collect(),
+        WeightLayout::Onnx => cells.chunks(config.directions()).map(onnx_layer).collect(),
     };
     let named = prefixes.iter().zip(arrays).flat_map(|(prefix, arrays)| {
         arrays.into_iter().map(move |(name, array)| (format!("{prefix}{name}"), array))
@@ -126,29 +126,4 @@ fn mlx(cell: &Cell) -> Named {
         arrays.extend([("b", b.into_dyn()), ("bhn", bhn.into_dyn())]);
     }
     arrays
-}
-
-/// Stacks the directions of a layer.
-fn onnx(cells: &[Cell]) -> Named {
-    let (mut w, mut r, mut b) = (Vec::new(), Vec::new(), Vec::new());
-    for cell in cells {
-        let onnx = cell.to_onnx();
-        w.push(onnx.0);
-        r.push(onnx.1);
-        b.extend(onnx.2);
-    }
-    let mut arrays = vec![("W", stacked(&w)), ("R", stacked(&r))];
-    if !b.is_empty() {
-        arrays.push(("B", stacked(&b)));
-    }
-    arrays
-}
-
-/// Stacks the arrays of each direction as `[D, ..]`.
-fn stacked<D: Dimension>(each: &[Array<f32, D>]) -> ArrayD<f32>
-where
-    D::Larger: ndarray::RemoveAxis,
-{
-    let views: Vec<_> = each.iter().map(|array| array.view()).collect();
-    stack(Axis(0), &views).expect("directions have the same shapes").into_dyn()
 }

@@ -281,9 +281,10 @@ impl Gru {
         /// T or B 0, y is empty and h_n is h0.
         ///
         /// # Errors
-        /// [`Error::Shape`], [`Error::Length`] or [`Error::ParameterLayout`] if the batch or the parameters do not fit the model, [`Error::Limit`] if the run does
-        /// not fit the device, and errors of the device: [`Error::OutOfMemory`],
-        /// [`Error::DeviceLost`], [`Error::Gpu`].
+        /// [`Error::Shape`], [`Error::Length`] or [`Error::ParameterLayout`] if the batch or the
+        /// parameters do not fit the model, [`Error::Limit`] if the run does not fit the device,
+        /// and errors of the device: [`Error::OutOfMemory`], [`Error::DeviceLost`],
+        /// [`Error::Gpu`].
         pub fn forward, forward_async<'a>(&self, batch: impl Into<Batch<'a>>) -> Result<Output> {
             |wait| self.run_forward(None, batch.into(), None, wait)
         }

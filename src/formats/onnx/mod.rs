@@ -19,8 +19,8 @@
 //!
 //! The reader supports every attribute of the operator GRU up to opset 22. It refuses an activation
 //! that needs numbers and has none, and a negative α of the ReLU-like functions
-//! ([`Activation`] says why). W, R and B must be constants of the model: initializers, Constant nodes, or
-//! external data in the model's folder. Nodes may slice, concatenate, rearrange, expand and
+//! ([`Activation`] says why). W, R and B must be constants of the model: initializers, Constant
+//! nodes, or external data in the model's folder. Nodes may slice, concatenate, rearrange, expand and
 //! dequantize them, as exporters do. GRUs in functions and in the inner graphs of If, Loop and Scan
 //! are read too, under the path to them: `call/gru`, `node/then_branch/gru`.
 //!

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use ndarray::{Array, ArrayView, Axis, Dimension, stack};
+use ndarray::{ArrayView, Dimension};
 use prost::Message;
 use prost::bytes::Bytes;
 
@@ -14,7 +14,7 @@ use super::proto::{
     TensorTypeProto, TypeProto, ValueInfoProto, attribute_type, data_type,
 };
 use crate::error::{Error, Result};
-use crate::formats::cell::{Cell, can_negate_z};
+use crate::formats::cell::{Cell, can_negate_z, onnx_layer};
 use crate::formats::files;
 use crate::formats::metadata::{CONFIG_KEY, write_config};
 use crate::spec::activation::Activations;
@@ -186,20 +186,13 @@ impl<'a> GraphBuilder<'a> {
     fn add_layer(&mut self, layer: usize, cells: &[Cell]) {
         let is_only = self.config.layers == 1;
         let named = |name: &str| format!("{name}_l{layer}");
-        let (mut w, mut r, mut b) = (Vec::new(), Vec::new(), Vec::new());
-        for cell in cells {
-            let onnx = cell.to_onnx();
-            w.push(onnx.0);
-            r.push(onnx.1);
-            b.extend(onnx.2);
-        }
-        self.add_floats(&named("W"), stacked(&w).view());
-        self.add_floats(&named("R"), stacked(&r).view());
-        if !b.is_empty() {
-            self.add_floats(&named("B"), stacked(&b).view());
+        let arrays = onnx_layer(cells);
+        for (name, array) in &arrays {
+            self.add_floats(&named(name), array.view());
         }
         let x = if layer == 0 { "x".to_owned() } else { format!("y_l{}", layer - 1) };
-        let b = if b.is_empty() { String::new() } else { named("B") };
+        let has_bias = arrays.iter().any(|(name, _)| *name == "B");
+        let b = if has_bias { named("B") } else { String::new() };
         let lengths = if self.inputs.lengths { "lengths" } else { "" };
         let h0 = match (self.inputs.h0, is_only) {
             (false, _) => String::new(),
@@ -312,15 +305,6 @@ impl<'a> GraphBuilder<'a> {
         };
         self.proto.initializer.push(bytes(&tensor));
     }
-}
-
-/// Stacks the arrays of each direction as `[D, ..]`.
-fn stacked<D: Dimension>(each: &[Array<f32, D>]) -> Array<f32, D::Larger>
-where
-    D::Larger: ndarray::RemoveAxis,
-{
-    let views: Vec<_> = each.iter().map(|array| array.view()).collect();
-    stack(Axis(0), &views).expect("directions have the same shapes")
 }
 
 /// Returns the attributes of a layer's GRU node.
